@@ -1,0 +1,24 @@
+"""deconvviz: see what a CNN has learned.
+
+The deconvnet of Zeiler & Fergus, *Visualizing and Understanding Convolutional Networks*
+(arXiv 1311.2901), for any torchvision CNN, as released, beside captum.
+
+The package, from what users call down to single steps (imports only go down)::
+
+    cli, demo, plotting     commands, the demo page, matplotlib figures of results
+    deconvnet, comparison   Deconvnet, NeuronDeconvnet; a projection beside captum's methods
+    projection              signals back to the pixels, many at a time
+    capture                 watch a forward pass, then leave the model as it was found
+    layers                  find a layer by name, module or call
+    rules                   how a signal goes back through each operation: one table
+    switches                where each max fell; put a signal back there
+    tape                    what a pass did, as a straight-line program
+    targets, inputs, images captum's targets; checks; pictures in and out
+    errors                  DeconvvizError and its kinds
+"""
+
+from deconvviz.deconvnet import CheckReport, Deconvnet, NeuronDeconvnet
+from deconvviz.errors import DeconvvizError
+
+__version__ = "0.1.0"
+__all__ = ["CheckReport", "Deconvnet", "DeconvvizError", "NeuronDeconvnet"]

@@ -1,0 +1,49 @@
+"""Watch a forward pass, then leave the model as it was found.
+
+Module hooks say *where* the pass is (``layer1.0.relu``, second call); a ``TorchFunctionMode`` sees *every*
+operation called there: module, functional, ``Tensor`` method, in place. What depends on the input goes onto
+a :class:`~deconvviz.tape.Tape`. This folder is the only one in the package that touches hooks or modes.
+
+Two ways to watch:
+
+- :func:`watch` runs a pass of its own, up to a chosen layer if wanted;
+- :class:`Recorder` stays on a model and records each pass that the user's own code makes.
+
+In-place writes through views are followed: every live tensor that shares the written memory gets a new
+value, so ``x[:, :3] = y`` or a ``view().relu_()`` never leaves a stale one behind.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from deconvviz.capture.recording import Recorder
+from deconvviz.capture.watching import Capture, left_as_found, watch
+from deconvviz.errors import UnsupportedModel
+
+
+def require_module(model: Any) -> nn.Module:
+    """The module to watch (``DataParallel``'s wrapped one), or :class:`UnsupportedModel` if it can't be."""
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModel(
+            f"model is a {type(model).__name__}; expected a torch.nn.Module: wrap a function in one"
+        )
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = model.module
+    for name, module in model.named_modules():
+        what = f"layer {name!r}" if name else "the model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UnsupportedModel(
+                f"{what} is scripted, so its operations cannot be seen: "
+                "give the module from before torch.jit.script or torch.jit.trace"
+            )
+        if hasattr(module, "_orig_mod"):
+            raise UnsupportedModel(
+                f"{what} is compiled, so its operations cannot be seen: "
+                "give the module from before torch.compile (its ._orig_mod)"
+            )
+    return model
+
+
+__all__ = ["Capture", "Recorder", "left_as_found", "require_module", "watch"]

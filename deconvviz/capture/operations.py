@@ -1,0 +1,76 @@
+"""What an operation is called, and which argument it overwrites."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def _names(names: str) -> frozenset[str]:
+    return frozenset(names.split())
+
+
+ALIASES = {
+    "__add__": "add", "__radd__": "add", "__iadd__": "add", "__sub__": "sub", "__isub__": "sub",
+    "__rsub__": "rsub", "__mul__": "mul", "__rmul__": "mul", "__imul__": "mul", "multiply": "mul",
+    "__truediv__": "div", "__itruediv__": "div", "__div__": "div", "__idiv__": "div", "__neg__": "neg",
+    "__matmul__": "matmul", "__imatmul__": "matmul", "__getitem__": "getitem", "__setitem__": "setitem",
+}  # fmt: skip
+_OTHER_SIGNATURE = (torch.batch_norm, torch.instance_norm)
+QUERIES = _names(
+    "shape size dim ndim ndimension numel nelement dtype device layout is_cuda is_mps is_contiguous stride "
+    "requires_grad is_floating_point is_complex element_size storage_offset names grad_fn is_leaf _version "
+    "has_names is_sparse is_quantized is_meta is_inference data_ptr untyped_storage __len__ __format__ "
+    "__repr__ __hash__ register_hook retain_grad itemsize nbytes"
+)
+DETACHED = frozenset(("detach", "data"))
+FRESH = _names(
+    "zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones "
+    "new_empty new_full new_tensor new_empty_strided"
+)
+
+
+@functools.cache
+def operation_name(function: Callable[..., Any]) -> str:
+    """The name under which the table knows a function: ``Tensor.relu_`` and ``F.relu`` are ``relu``."""
+    name = getattr(function, "__name__", str(function))
+    if name == "__get__":
+        return str(function.__self__.__name__)  # type: ignore[attr-defined]
+    if function in _OTHER_SIGNATURE:
+        return f"torch.{name}"
+    return ALIASES.get(name) or (name if name.startswith("__") else name.rstrip("_"))
+
+
+def write_through(geometries: Any, size: int, new: Tensor, old: Tensor) -> Tensor:
+    """``old`` after ``new`` was written to the memory that both view."""
+    flat = new.new_zeros(size)
+    flat = flat.as_strided_scatter(old, *geometries[1]).as_strided_scatter(new, *geometries[0])
+    return flat.as_strided(*geometries[1])
+
+
+def written(function: Any, args: Any, kwargs: dict[str, Any]) -> tuple[int | str | None, Tensor | None]:
+    """The argument that an operation may overwrite: its position or keyword, and the tensor."""
+    name = getattr(function, "__name__", "")
+    if "out" in kwargs:
+        return ("out", kwargs["out"]) if isinstance(kwargs["out"], Tensor) else (None, None)
+    dunder = name.startswith("__")
+    in_place = name == "__setitem__" or (dunder and name.startswith("__i") and name in ALIASES)
+    in_place = in_place or (not dunder and name.endswith("_"))
+    if in_place or kwargs.get("inplace") or any(item is True for item in args):
+        if args:
+            return (0, args[0]) if isinstance(args[0], Tensor) else (None, None)
+        for key in ("input", "self"):
+            if isinstance(kwargs.get(key), Tensor):
+                return key, kwargs[key]
+    return None, None
+
+
+def replaced(arguments: Any, keywords: Any, where: Any, item: Any) -> tuple[Any, Any]:
+    """Arguments and keywords with ``item`` at the place ``where``."""
+    if isinstance(where, int):
+        return (*arguments[:where], item, *arguments[where + 1 :]), keywords
+    return arguments, {**keywords, where: item}

@@ -1,0 +1,337 @@
+"""Watch one forward pass, then leave the model as it was found."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from deconvviz.capture.operations import (
+    DETACHED,
+    FRESH,
+    QUERIES,
+    operation_name,
+    replaced,
+    write_through,
+    written,
+)
+from deconvviz.errors import OperationFailed
+from deconvviz.rules import GATES, KEEPS_GATES, PLAIN_GRADIENT, UNSUPPORTED, rule_of
+from deconvviz.tape import Call, Slot, Step, Tape, Value, flatten
+
+CONSTANT, DERIVED = -1, -2
+"""Marks of tensors born in the pass that carry no signal: independent of the input, or a mask, index or
+detached tensor computed from it."""
+
+
+class _Stop(BaseException):
+    """Ends a forward pass at the chosen layer; not an ``Exception``, so that models do not catch it."""
+
+
+class Capture(TorchFunctionMode):
+    """One watched pass: a context manager around ``model(...)`` that fills :attr:`tape`.
+
+    Args:
+        model: the module whose call is watched.
+        inputs: the tensors to track; ``None`` for all floating-point tensors that the call is given.
+        layer: ``(module name, number of the call)``: end the pass there by raising :class:`_Stop`, with the
+            call's output in :attr:`output`. With ``None`` for the number the pass runs on, and a copy of the
+            last call's output is kept.
+        gradient: keep what the plain gradient of operations without a rule needs.
+        own: the pass is ours, so a failing operation is explained (else the user's error is left alone).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Sequence[Tensor] | None = None,
+        layer: tuple[str, int | None] | None = None,
+        gradient: bool = False,
+        own: bool = True,
+    ) -> None:
+        super().__init__()
+        self.tape = Tape()
+        self.output: Any = None
+        self._model, self._inputs, self._layer = model, inputs, layer
+        self._gradient, self._own = gradient, own
+        self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._parameters: set[int] = set()
+        self._places: list[tuple[str, int]] = [("", 1)]
+        self._counts: dict[str, int] = {}
+        self._hooks: list[Any] = []
+        self._thread = threading.get_ident()
+        self.abandoned = False
+
+    # ── entering and leaving ─────────────────────────────────────────────────────────────────────────
+
+    def __enter__(self) -> Capture:
+        for name, module in self._model.named_modules():
+            if name or self._own:
+                before = functools.partial(self._before, name)
+                after = functools.partial(self._after, name)
+                self._hooks.append(module.register_forward_pre_hook(before, with_kwargs=True))
+                self._hooks.append(module.register_forward_hook(after, with_kwargs=True))
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        for hook in self._hooks:
+            hook.remove()
+        self._known.clear()
+
+    def begin(self, arguments: Any) -> None:
+        """Track the input tensors, before the mode is on."""
+        tensors = flatten(arguments) if self._inputs is None else self._inputs
+        tensors = [tensor for tensor in tensors if tensor.is_floating_point()]
+        self.tape.inputs = [self._track(tensor) for tensor in tensors]
+        self.tape.tensors = tuple(tensors)
+        if tensors and torch.is_autocast_enabled(tensors[0].device.type):
+            self.tape.autocast = torch.get_autocast_dtype(tensors[0].device.type)
+
+    def finish(self) -> None:
+        """Note that the pass ran to its end."""
+        self.tape.complete = True
+        self.tape.versions += [
+            (tensor, tensor._version) for tensor in self.tape.tensors if not tensor.is_inference()
+        ]
+
+    # ── where: module hooks ──────────────────────────────────────────────────────────────────────────
+
+    def _before(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if threading.get_ident() == self._thread:
+            self._counts[name] = self._counts.get(name, 0) + 1
+            self._places.append((name, self._counts[name]))
+
+    def _after(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if threading.get_ident() != self._thread:
+            return
+        while (place := self._places.pop())[0] != name:  # calls that raised, and the model went on
+            pass
+        inputs = tuple(self._value(tensor) for tensor in (*flatten(args), *flatten(kwargs)))
+        self.tape.calls.append(Call(*place, inputs, tuple(self._value(t) for t in flatten(output))))
+        if place == self._layer:
+            self.output = output
+            raise _Stop
+        if self._layer == (name, None):
+            self.output = [tensor.detach().clone() for tensor in flatten(output)]
+
+    # ── what: operations ─────────────────────────────────────────────────────────────────────────────
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run one operation, and write it down if it depends on the input."""
+        kwargs = kwargs or {}
+        operation = operation_name(function)
+        if self.abandoned or operation in QUERIES:
+            return function(*args, **kwargs)
+        try:
+            return self._observe(operation, function, args, kwargs)
+        except Exception:
+            raise
+        except BaseException:  # Ctrl-C, outside the reach of the hooks that end a recorded pass
+            self.abandoned = True
+            raise
+
+    def _observe(self, operation: str, function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        where, target = written(function, args, kwargs)
+        aliases = [] if target is None else self._aliases(target)
+        tensors: list[Tensor] = []
+        values: list[int] = []
+        marks: set[int] = set()
+        arguments = tuple(self._bind(item, tensors, values, marks) for item in args)
+        keywords = {name: self._bind(item, tensors, values, marks) for name, item in kwargs.items()}
+        if not values or operation in DETACHED or operation in FRESH:
+            output = function(*args, **kwargs)
+            derived = operation in DETACHED or DERIVED in marks
+            for tensor in flatten(output):
+                if self._value(tensor) is None:
+                    self._know(tensor, DERIVED if derived else CONSTANT)
+            return output
+        if target is not None and where is not None and self._value(target) is None:
+            arguments, keywords = replaced(arguments, keywords, where, target.detach().clone())
+        step = self._step(operation, function, arguments, keywords, tuple(values), DERIVED in marks)
+        if target is not None and any(target is tensor for tensor in self.tape.tensors):
+            self.tape.tensors = tuple(t.detach().clone() if t is target else t for t in self.tape.tensors)
+        try:
+            if step.rule.observe is None:
+                output = function(*args, **kwargs)
+            else:
+                output = step.rule.observe(step, self.tape.values, tensors, lambda: function(*args, **kwargs))
+        except RuntimeError as error:
+            if self._own and "memory" not in str(error):
+                raise OperationFailed(_explain(step, tensors, error)) from error
+            raise
+        outputs = flatten(target if operation == "setitem" else output)
+        if target is not None and (not outputs or outputs[0] is not target):
+            target = None
+        step.written = where if target is not None else None
+        self._record(step, outputs)
+        if target is not None:
+            for alias, before in aliases:
+                self._overwrite(alias, before, target)
+        return output
+
+    def _step(
+        self, operation: str, function: Any, arguments: Any, keywords: Any, values: Any, derived: bool
+    ) -> Step:
+        rule = rule_of(operation)
+        module, number = self._places[-1]
+        step = Step(module, number, operation, function, arguments, keywords, values, (), rule, rule.kind)
+        step.derived = derived
+        if rule.classify is not None:
+            step.kind = rule.classify(step, self.tape.values)
+        if step.kind == UNSUPPORTED and self._gradient:
+            step.rule, step.kind = PLAIN_GRADIENT, PLAIN_GRADIENT.kind
+        return step
+
+    def _record(self, step: Step, outputs: Sequence[Tensor]) -> None:
+        """Append a step whose outputs are now known, and number them."""
+        gates = [self.tape.values[value].gate for value in step.inputs]
+        gate = None
+        if step.operation in GATES:
+            gate = len(self.tape.steps)
+        elif None not in gates and step.rule.back in KEEPS_GATES:
+            gate = gates[0]
+        step.outputs = tuple(
+            self._track(tensor, gate) if tensor.is_floating_point() else self._know(tensor, DERIVED)
+            for tensor in outputs
+        )
+        self.tape.steps.append(step)
+
+    # ── which tensors are known ──────────────────────────────────────────────────────────────────────
+
+    def _know(self, tensor: Tensor, mark: int) -> int | None:
+        """Remember a tensor by its mark: a value's number, which is returned, or that it carries no signal."""
+        self._known[id(tensor)] = (weakref.ref(tensor), mark)
+        return mark if mark >= 0 else None
+
+    def _track(self, tensor: Tensor, gate: int | None = None) -> int:
+        self.tape.values.append(Value(tensor.shape, tensor.stride(), tensor.dtype, gate))
+        self._know(tensor, len(self.tape.values) - 1)
+        return len(self.tape.values) - 1
+
+    def _mark(self, tensor: Tensor) -> int | None:
+        known = self._known.get(id(tensor))
+        return known[1] if known is not None and known[0]() is tensor else None
+
+    def _value(self, tensor: Tensor) -> int | None:
+        """The number of a tracked tensor, else ``None``."""
+        mark = self._mark(tensor)
+        return mark if mark is not None and mark >= 0 else None
+
+    def _bind(self, item: Any, tensors: list[Tensor], values: list[int], marks: set[int]) -> Any:
+        """``item`` with a slot for each tracked tensor; constants stay, by reference."""
+        if isinstance(item, Tensor):
+            mark = self._mark(item)
+            if mark is not None and mark >= 0:
+                tensors.append(item)
+                values.append(mark)
+                return Slot(len(values) - 1)
+            if mark is not None:
+                marks.add(mark)
+            if isinstance(item, nn.Parameter):
+                if id(item) not in self._parameters and not item.is_inference():
+                    self._parameters.add(id(item))
+                    self.tape.versions.append((item, item._version))
+            elif item.is_inference():  # autograd would refuse to keep it for the adjoint
+                with torch.inference_mode(False):
+                    return item.clone()
+            return item
+        if type(item) in (list, tuple):
+            return type(item)(self._bind(part, tensors, values, marks) for part in item)
+        return item
+
+    # ── writes through shared memory ─────────────────────────────────────────────────────────────────
+
+    def _aliases(self, target: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        """The other live tensors on ``target``'s memory, untracked ones with a copy from before the write."""
+        memory = target.untyped_storage().data_ptr()
+        found: list[tuple[Tensor, Tensor | None]] = []
+        for key, (reference, mark) in list(self._known.items()):
+            tensor = reference()
+            if tensor is None:
+                del self._known[key]
+            elif tensor is not target and tensor.untyped_storage().data_ptr() == memory and memory:
+                found.append((tensor, None if mark >= 0 else tensor.detach().clone()))
+        return found
+
+    def _overwrite(self, alias: Tensor, before: Tensor | None, target: Tensor) -> None:
+        """Write down that ``alias`` changed where ``target``, on the same memory, was written to."""
+        new = self._value(target)
+        old = self._value(alias)
+        if new is None or (before is None and old is None):
+            return
+        inputs = (new,) if old is None else (new, old)
+        size = alias.untyped_storage().nbytes() // alias.element_size()
+        geometries = [(tuple(t.shape), t.stride(), t.storage_offset()) for t in (target, alias)]
+        first = Slot(1) if old is not None else before
+        function = functools.partial(write_through, geometries, size)
+        self._record(self._step("overwrite", function, (Slot(0), first), {}, inputs, False), [alias])
+
+
+def _explain(step: Step, tensors: Sequence[Tensor], error: Exception) -> str:
+    given = ", ".join(
+        f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')} on {t.device}" for t in tensors
+    )
+    return (
+        f"layer {step.module or 'the model'!r} failed at {step.operation} on {given}: {error}. "
+        "Give inputs that model(inputs) accepts, usually (N, 3, H, W) of the model's dtype and device"
+    )
+
+
+def watch(
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    additional: Sequence[Any] = (),
+    layer: tuple[str, int | None] | None = None,
+    gradient: bool = False,
+) -> tuple[Tape, Any]:
+    """Run ``model(*inputs, *additional)``, or its part up to a module's call, ``layer`` = (name, number).
+
+    Returns:
+        The tape, and the output of the model, or of the layer if one is given.
+    """
+    with left_as_found(model), torch.inference_mode(False), torch.no_grad():
+        inputs = [tensor.clone() if tensor.is_inference() else tensor for tensor in inputs]
+        capture = Capture(model, inputs, layer, gradient)
+        capture.begin(inputs)
+        with capture:
+            try:
+                output = model(*inputs, *additional)
+                capture.output = output if layer is None else capture.output
+                capture.finish()
+            except _Stop:
+                pass
+    return capture.tape, capture.output
+
+
+@contextlib.contextmanager
+def left_as_found(model: nn.Module) -> Iterator[None]:
+    """Put buffers (batch norm's statistics) and the random state back, also after an error."""
+    saved = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    versions = [None if buffer.is_inference() else buffer._version for _, _, buffer, _ in saved]
+    device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    devices = [] if device.type in ("cpu", "meta") else [device]
+    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        try:
+            yield
+        finally:
+            for (module, name, buffer, before), version in zip(saved, versions, strict=True):
+                if version is None or buffer._version != version:
+                    with torch.inference_mode(buffer.is_inference()), torch.no_grad():
+                        buffer.copy_(before)
+                module._buffers[name] = buffer

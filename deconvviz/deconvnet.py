@@ -1,0 +1,267 @@
+"""The deconvnet: what in the picture made a feature map fire (Zeiler & Fergus, section 2.1).
+
+Take one activation of a layer, set all others to zero, and go back to the pixels: max pools are undone by
+the switches of the forward pass, rectifiers rectify the signal, filters are applied transposed.
+
+With signal g and forward input x: saliency passes g·1[x>0], guided backprop g·1[x>0]·1[g>0], the deconvnet
+g·1[g>0]. Its pictures are sharp partly because the switches restore image structure (Mahendran & Vedaldi
+2016; Nie et al. 2018), so they show what a unit responds to far better than why a class was chosen: look at
+single positions, and beside a weight-randomised model (:mod:`deconvviz.comparison`).
+
+>>> import torch
+>>> from torch import nn
+>>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 4, 3))
+>>> images = torch.randn(2, 3, 16, 16)
+>>> with Deconvnet(model) as deconv:
+...     output = model(images)              # existing code: recorded
+...     pixels = deconv.project("3", [0, 2])
+>>> pixels.shape
+torch.Size([2, 2, 3, 16, 16])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from captum.attr import Attribution, NeuronAttribution
+from torch import Tensor, nn
+
+from deconvviz.capture import Recorder, require_module, watch
+from deconvviz.check import CheckReport
+from deconvviz.errors import FeatureMapOutOfRange, InvalidInput, NoForwardPass
+from deconvviz.inputs import input_tensors, require_finite
+from deconvviz.layers import Layer, find_call, locate
+from deconvviz.projection import back_to_inputs, project
+from deconvviz.switches import OVERLAPS
+from deconvviz.tape import Call, Tape, flatten
+from deconvviz.targets import neuron_seed, target_seed
+from deconvviz.units import FeatureMaps, Position, feature_maps, require, seeds, strongest
+
+
+class Deconvnet(Attribution):
+    """Projects feature maps of ``model`` to pixels; records the passes that existing code makes.
+
+    Args:
+        model: any ``nn.Module``; it is never changed. In train mode too, a pass of ours leaves batch norm's
+            statistics and the random state as they were.
+        overlap: where pooling windows overlap and chose the same input, ``"sum"`` their signals (the
+            adjoint, as captum) or ``"overwrite"`` (as ``nn.MaxUnpool2d``).
+        on_unsupported: at an operation without a rule, ``"raise"`` or take the plain ``"gradient"``.
+
+    Raises:
+        UnsupportedModel: not a module, or a scripted or compiled one.
+        InvalidInput: an unknown option.
+    """
+
+    def __init__(self, model: nn.Module, overlap: str = "sum", on_unsupported: str = "raise") -> None:
+        self.model = require_module(model)
+        Attribution.__init__(self, model)
+        require("overlap", overlap, OVERLAPS)
+        require("on_unsupported", on_unsupported, ("raise", "gradient"))
+        self.overlap = overlap
+        self.gradient = on_unsupported == "gradient"
+        self._recorder = Recorder(self.model, self.gradient)
+        self._counts: dict[str, int] = {}
+        self._replayed: tuple[Tape | None, int, Tensor | None] = (None, -1, None)
+
+    def __enter__(self) -> Deconvnet:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop recording: take the two hooks off the model and forget the recorded pass."""
+        self._recorder.close()
+        self._recorder.tape = None
+        self._replayed = (None, -1, None)
+
+    def project(
+        self,
+        layer: Layer,
+        fmap: FeatureMaps = None,
+        *,
+        inputs: Tensor | tuple[Tensor, ...] | None = None,
+        position: Position = "max",
+        seed: str = "activation",
+    ) -> Any:
+        """Feature maps of a layer, back to pixels.
+
+        Args:
+            layer: a dotted name, a module, or a call such as ``"layer1.0.relu#2"``. Its output is one tensor
+                (N, C, *S), the feature maps on axis 1.
+            fmap: one map, several (a sequence or slice), ``"strongest"`` (each image's map of the largest
+                total activation), or ``None`` for all C.
+            inputs: the images (N, C, H, W), or a tuple as the model takes them, for a pass of ours that stops
+                at the layer; by default the last recorded pass of ``model(...)``.
+            position: ``"max"``, the strongest position of each map in each image (the paper's single
+                activation); ``"all"``, the whole map; or a position in map cells, (y, x) for every image or a
+                tensor (N, 2).
+            seed: start from the ``"activation"`` or from ``"one"``.
+
+        Returns:
+            (N, C, H, W) for one map, (N, M, C, H, W) for several; a tuple of these for a model with several
+            inputs. Signed, in the units of the activation per pixel; zero outside the receptive field.
+
+        Raises:
+            NoForwardPass, UnknownLayer, AmbiguousLayer, LayerNotRun, FeatureMapOutOfRange,
+            PositionOutOfRange, UnsupportedOperation, InvalidInput: as their names say.
+        """
+        require("seed", seed, ("activation", "one"))
+        tape, value, activation = self._layer(layer, inputs)
+        single, maps = feature_maps(activation, fmap)
+        make = seeds(activation.to(tape.tensors[0].dtype), maps, position, seed)
+        pixels = [p.movedim(0, 1) for p in project(tape, value, make, maps.shape[1], self.overlap)]
+        pixels = [p[:, 0] if single else p.contiguous() for p in pixels]
+        return pixels[0] if len(pixels) == 1 and not isinstance(inputs, tuple) else tuple(pixels)
+
+    def strongest(self, layer: Layer, k: int = 1, *, inputs: Any = None) -> Tensor:
+        """The ``k`` feature maps (N, k) with the largest total activation in each image, largest first."""
+        _, _, activation = self._layer(layer, inputs)
+        if not 1 <= k <= activation.shape[1]:
+            raise FeatureMapOutOfRange(f"k is {k}; layer {layer!r} has {activation.shape[1]} feature maps")
+        return strongest(activation, k)
+
+    def attribute(self, inputs: Any, target: Any = None, additional_forward_args: Any = None) -> Any:
+        """The model's output back to pixels, as ``captum.attr.Deconvolution`` in arguments and meaning.
+
+        Returns:
+            A tensor of the shape of ``inputs``, or a tuple of them if ``inputs`` is one.
+
+        Raises:
+            TargetOutOfRange, UnsupportedOperation, InvalidInput: as their names say.
+        """
+        tape, output = self._watch(inputs, additional_forward_args)
+        value, output = _only_output(find_call(tape, "", None), flatten(output), "the model")
+        return _attributions(tape, value, target_seed(output, target), self.overlap, inputs)
+
+    def check(self, inputs: Any, additional_forward_args: Any = None) -> CheckReport:
+        """How every operation of one pass goes back: exactly, generalised, or not at all."""
+        tape, _ = self._watch(inputs, additional_forward_args)
+        return CheckReport.of(tape)
+
+    def _watch(self, inputs: Any, additional: Any, layer: tuple[str, int | None] | None = None) -> Any:
+        extra = additional if isinstance(additional, tuple) else () if additional is None else (additional,)
+        with self._recorder.paused():
+            tape, output = watch(self.model, input_tensors(inputs, self.model), extra, layer, self.gradient)
+        if tape.complete:
+            self._counts = tape.counts()
+        return tape, output
+
+    def _layer(self, layer: Layer, inputs: Any) -> tuple[Tape, int, Tensor]:
+        """The pass, the value that the layer put out in it, and that value's content."""
+        name, number = locate(self.model, layer)
+        what = f"layer {name!r}" if name else "the model"
+        if inputs is not None:
+            if number is None and self._counts.get(name) == 1:
+                number = 1  # it runs once, so the pass can stop there
+            tape, output = self._watch(inputs, None, (name, number))
+            value, activation = _only_output(find_call(tape, name, number), flatten(output), what)
+            return tape, value, _maps(activation, what)
+        tape = self._recorded()
+        value, _ = _only_output(find_call(tape, name, number), None, what)
+        if self._replayed[:2] != (tape, value):
+            self._replayed = (tape, value, tape.replay(value))
+        return tape, value, _maps(self._replayed[2], what)
+
+    def _recorded(self) -> Tape:
+        tape = self._recorder.tape
+        if tape is None:
+            raise NoForwardPass(
+                "no forward pass has been recorded: call model(images) first, or give inputs=images"
+            )
+        if tape.stale():
+            raise NoForwardPass(
+                "the model's weights or the images were changed in place after the recorded pass, so its "
+                "switches no longer fit: call model(images) again"
+            )
+        for tensor in tape.tensors:
+            require_finite(tensor)
+        return tape
+
+
+class NeuronDeconvnet(NeuronAttribution):
+    """A layer's neurons back to pixels, as ``captum.attr.NeuronDeconvolution`` in arguments and meaning.
+
+    Args:
+        model: any ``nn.Module``.
+        layer: a module (of several calls the last, as in captum), a dotted name, or a call ``"relu#2"``.
+        device_ids: accepted for captum's sake; a ``DataParallel`` model is run on its wrapped module.
+        overlap, on_unsupported: as for :class:`Deconvnet`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layer: Layer,
+        device_ids: list[int] | None = None,
+        overlap: str = "sum",
+        on_unsupported: str = "raise",
+    ) -> None:
+        NeuronAttribution.__init__(self, model, layer, device_ids)
+        self.deconv = Deconvnet(model, overlap, on_unsupported)
+        self.deconv.close()  # nothing to record: each call makes its own pass
+        self.name, self.number = locate(self.deconv.model, layer)
+
+    def attribute(
+        self,
+        inputs: Any,
+        neuron_selector: int | tuple[int | slice, ...] | Callable[..., Tensor],
+        additional_forward_args: Any = None,
+        attribute_to_neuron_input: bool = False,
+    ) -> Any:
+        """The selected neuron back to pixels.
+
+        Args:
+            inputs: a tensor (N, ...) or a tuple of them.
+            neuron_selector: an int (a layer of shape (N, F)), a tuple of ints and slices without the batch
+                axis (the neurons of a slice are summed), or a function of the layer's output giving (N,).
+            additional_forward_args: what else the model takes.
+            attribute_to_neuron_input: select in the layer's input instead of its output.
+
+        Returns:
+            A tensor of the shape of ``inputs``, or a tuple of them if ``inputs`` is one.
+
+        Raises:
+            TargetOutOfRange, LayerNotRun, UnsupportedOperation, InvalidInput: as their names say.
+        """
+        tape, output = self.deconv._watch(inputs, additional_forward_args, (self.name, self.number))
+        number = self.number or tape.counts().get(self.name)
+        call, what = find_call(tape, self.name, number), f"layer {self.name!r}"
+        if attribute_to_neuron_input:
+            value, _ = _only_output(
+                Call(call.name, call.number, (), call.inputs), None, f"the input of {what}"
+            )
+            activation = tape.replay(value)
+        else:
+            value, activation = _only_output(call, flatten(output), what)
+        seed = neuron_seed(activation, neuron_selector)
+        return _attributions(tape, value, seed, self.deconv.overlap, inputs)
+
+
+def _only_output(call: Call, tensors: list[Tensor] | None, what: str) -> tuple[int, Any]:
+    """The single value of a call, and its content if given."""
+    if len(call.outputs) != 1:
+        raise InvalidInput(
+            f"{what} has {len(call.outputs)} tensors; expected one: choose a layer inside it that gives one"
+        )
+    value = call.outputs[0]
+    if value is None:
+        raise NoForwardPass(
+            f"{what} does not depend on the inputs through any operation seen in the pass "
+            "(it may go through numpy, .detach() or code that hides its operations)"
+        )
+    return value, tensors[0] if tensors else None
+
+
+def _maps(activation: Tensor | None, what: str) -> Tensor:
+    if activation is None or activation.dim() < 2:
+        shape = None if activation is None else tuple(activation.shape)
+        raise InvalidInput(f"{what} gives shape {shape}; expected feature maps (N, C, ...)")
+    return activation
+
+
+def _attributions(tape: Tape, value: int, seed: Tensor, overlap: str, inputs: Any) -> Any:
+    back = back_to_inputs(tape, value, seed.to(tape.tensors[0].dtype)[None], overlap)
+    return tuple(b[0] for b in back) if isinstance(inputs, tuple) else back[0][0]

@@ -1,0 +1,57 @@
+"""Check what is given to a model, and say what is wrong before the model does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deconvviz.errors import InvalidInput
+
+
+def input_tensors(inputs: Any, model: nn.Module) -> tuple[Tensor, ...]:
+    """``inputs``, a tensor or a tuple of tensors (N, ...), as a tuple that ``model`` can be asked about.
+
+    Raises:
+        InvalidInput: not floating-point tensors, an empty batch, NaN or infinite values, or a dtype or
+            device that is not the model's.
+    """
+    tensors = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
+    if not tensors:
+        raise InvalidInput("inputs is empty; expected a tensor (N, C, H, W) or a tuple of tensors")
+    state = next((tensor for tensor in model.parameters() if tensor.is_floating_point()), None)
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            raise InvalidInput(f"inputs holds a {type(tensor).__name__}; expected tensors (N, C, H, W)")
+        if not tensor.is_floating_point():
+            raise InvalidInput(
+                f"inputs are {tensor.dtype}; expected floating point, normalised as the model was trained: "
+                "inputs.float(), or deconvviz.images.to_input for a picture"
+            )
+        if tensor.dim() < 2 or tensor.shape[0] == 0:
+            raise InvalidInput(
+                f"inputs have shape {tuple(tensor.shape)}; expected a batch (N, ...) with N >= 1, usually "
+                "(N, C, H, W): inputs.unsqueeze(0) makes one of a single picture"
+            )
+        if state is not None and tensor.device != state.device:
+            raise InvalidInput(
+                f"inputs are on {tensor.device}, the model on {state.device}: inputs.to('{state.device}')"
+            )
+        autocast = torch.is_autocast_enabled(tensor.device.type)
+        if state is not None and not autocast and tensor.dtype not in {p.dtype for p in model.parameters()}:
+            raise InvalidInput(
+                f"inputs are {tensor.dtype}, the model's parameters {state.dtype}: inputs.to({state.dtype})"
+            )
+        require_finite(tensor)
+    return tuple(tensors)
+
+
+def require_finite(tensor: Tensor) -> None:
+    """Raise :class:`InvalidInput` if ``tensor`` holds NaN or infinite values."""
+    bad = tensor.numel() - int(tensor.isfinite().sum())
+    if bad:
+        raise InvalidInput(
+            f"inputs of shape {tuple(tensor.shape)} hold {bad} NaN or infinite values; a projection of them "
+            "means nothing: clean them first, e.g. inputs.nan_to_num()"
+        )

@@ -1,0 +1,81 @@
+"""Find a layer: by dotted name, by module, or by call ("layer1.0.relu#2"); list the choices when it fails.
+
+A module that runs several times in a pass (a reused ``nn.ReLU``) has one address a call, numbered from 1.
+Its name alone is then ambiguous, and said to be so.
+
+>>> from torch import nn
+>>> locate(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), "1#2")
+('1', 2)
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+
+from torch import nn
+
+from deconvviz.errors import AmbiguousLayer, InvalidInput, LayerNotRun, UnknownLayer
+from deconvviz.tape import Call, Tape
+
+Layer = str | nn.Module
+
+
+def locate(model: nn.Module, layer: Layer) -> tuple[str, int | None]:
+    """The dotted name of ``layer`` and the number of its call, ``None`` if not chosen.
+
+    Raises:
+        UnknownLayer: the model has no such layer; the message suggests the nearest names.
+        InvalidInput: ``layer`` is neither a name nor a module.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    if isinstance(layer, nn.Module):
+        if layer in names:
+            return names[layer], None
+        raise UnknownLayer(
+            f"this {type(layer).__name__} is not a module of the {type(model).__name__}; "
+            "give one of its own modules, or a dotted name such as "
+            + ", ".join(repr(name) for name in list(names.values())[1:4])
+        )
+    if not isinstance(layer, str):
+        raise InvalidInput(f"layer is {layer!r}; expected a dotted name, a module or a call such as 'relu#2'")
+    name, _, number = layer.partition("#")
+    if number and not (number.isdecimal() and int(number) > 0):
+        raise InvalidInput(f"layer {layer!r}: the call after '#' is counted from 1, as in '{name}#2'")
+    try:
+        module = model.get_submodule(name)
+    except AttributeError:
+        raise UnknownLayer(
+            f"no layer {name!r} in the {type(model).__name__}; {_nearest(name, list(names.values()))}"
+        ) from None
+    return names[module], int(number) if number else None
+
+
+def find_call(tape: Tape, name: str, number: int | None) -> Call:
+    """The recorded call of a layer.
+
+    Raises:
+        LayerNotRun: the pass never called it, or not that often.
+        AmbiguousLayer: it ran several times and no call was chosen.
+    """
+    calls = [call for call in tape.calls if call.name == name]
+    if not calls:
+        ran = _nearest(name, [call.name for call in tape.calls if call.name])
+        raise LayerNotRun(f"layer {name!r} exists, but this pass never called it; {ran}")
+    if number is None and len(calls) > 1:
+        choices = ", ".join(f"'{name}#{call.number}'" for call in calls)
+        raise AmbiguousLayer(f"layer {name!r} runs {len(calls)} times in a pass: choose one of {choices}")
+    if number is not None and number > len(calls):
+        raise LayerNotRun(f"layer {name!r} ran {len(calls)} time(s) in this pass; '{name}#{number}' did not")
+    return calls[(number or 1) - 1]
+
+
+def address(name: str, number: int, counts: Mapping[str, int]) -> str:
+    """How a call is written: the name, and its number if the module ran more than once."""
+    return f"{name}#{number}" if counts.get(name, 1) > 1 else name
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    """A sentence with the nearest of ``names``."""
+    near = difflib.get_close_matches(name, names, n=5, cutoff=0.5) or [n for n in names if n][:5]
+    return "did you mean " + ", ".join(repr(n) for n in dict.fromkeys(near)) + "?" if near else "it has none"

@@ -1,0 +1,145 @@
+"""How a signal goes back through each operation: one table, :data:`RULES`.
+
+Zeiler & Fergus (section 2.1) go back through *filter, rectify, pool* by *transposed filter, rectify the
+signal, unpool by the switches*. The table extends this to every operation that torchvision's CNNs use:
+
+=============  ===========================================================================
+exact          linear operations: the adjoint, no bias; ReLU: g -> max(g, 0);
+               max pools and maxima: to where the maximum was
+generalised    other rectifiers: as ReLU; norms: the statistics are constants of the pass,
+               so scale only; contrast normalisation: identity
+constant gate  sigmoid(a) * b and the like: the gate is a constant, like a switch
+gradient       sigmoid and softmax elsewhere (a head): the plain gradient
+unsupported    anything else: an error, unless the caller asks for the gradient
+=============  ===========================================================================
+
+Only a linear map is the same everywhere, so an operation without a row is never guessed at.
+
+>>> RULES["relu"].kind, RULES["gelu"].kind, rule_of("erfinv").kind
+('exact', 'generalised', 'unsupported')
+"""
+
+from deconvviz.rules import gates, linear, maxima, norms, rectifiers
+from deconvviz.rules.rule import EXACT, GATE, GENERALISED, GRADIENT, KINDS, UNSUPPORTED, Context, Rule
+
+_ROWS: list[tuple[str, Rule]] = [
+    # ── linear: the adjoint ──────────────────────────────────────────────────────────────────────────
+    (
+        "add sub subtract rsub neg negative positive cat concat concatenate stack hstack vstack dstack view "
+        "view_as reshape reshape_as flatten unflatten ravel transpose swapaxes swapdims t T mT permute "
+        "movedim moveaxis squeeze unsqueeze contiguous clone getitem setitem narrow select index_select "
+        "gather chunk split split_with_sizes tensor_split unbind expand expand_as broadcast_to repeat "
+        "repeat_interleave tile flip fliplr flipud roll rot90 pad sum mean cumsum interpolate upsample "
+        "upsample_nearest upsample_bilinear pixel_shuffle pixel_unshuffle channel_shuffle unfold fold "
+        "masked_fill where tril triu diagonal copy zero fill as_strided index_add index_copy overwrite "
+        "max_unpool1d max_unpool2d max_unpool3d",
+        Rule(EXACT, linear.adjoint, listed=False, classify=linear.linear_kind),
+    ),
+    (
+        "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d",
+        Rule(EXACT, linear.adjoint),
+    ),
+    (
+        "matmul mm bmm mv dot einsum tensordot bilinear grid_sample div divide true_divide",
+        Rule(EXACT, linear.adjoint, listed=False, classify=linear.product_kind),
+    ),
+    (
+        "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
+        Rule(EXACT, linear.filter_back, listed=False, classify=linear.product_kind),
+    ),
+    ("linear", Rule(EXACT, linear.transposed_matrix, listed=False, classify=linear.product_kind)),
+    (
+        "to type float double half bfloat16 type_as requires_grad",
+        Rule(EXACT, linear.identity, listed=False),
+    ),
+    # ── rectifiers: rectify the signal ───────────────────────────────────────────────────────────────
+    ("relu", Rule(EXACT, rectifiers.rectify)),
+    (
+        "relu6 leaky_relu prelu rrelu elu selu celu gelu silu hardswish mish softplus",
+        Rule(GENERALISED, rectifiers.rectify),
+    ),
+    (
+        "clamp clip clamp_min hardtanh threshold",
+        Rule(EXACT, rectifiers.rectify, classify=rectifiers.clamp_kind),
+    ),
+    # ── pools and maxima: to where the maximum was ───────────────────────────────────────────────────
+    (
+        "max_pool1d max_pool2d max_pool3d "
+        "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices "
+        "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d adaptive_max_pool1d_with_indices "
+        "adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices",
+        Rule(EXACT, maxima.unpool_by_switches, observe=maxima.observe_pool),
+    ),
+    ("max amax maximum fmax", Rule(EXACT, maxima.route, observe=maxima.observe_maximum)),
+    # ── norms: scale only ────────────────────────────────────────────────────────────────────────────
+    (
+        "batch_norm",
+        Rule(
+            EXACT,
+            norms.scale,
+            listed=False,
+            classify=norms.batch_norm_kind,
+            observe=norms.observe_norm,
+            rerun=norms.rerun_norm,
+        ),
+    ),
+    (
+        "instance_norm group_norm layer_norm rms_norm",
+        Rule(GENERALISED, norms.scale, observe=norms.observe_norm, rerun=norms.rerun_norm),
+    ),
+    ("local_response_norm", Rule(GENERALISED, linear.identity)),
+    # ── gates, dropout, heads ────────────────────────────────────────────────────────────────────────
+    (
+        "mul",
+        Rule(EXACT, gates.pass_gate, listed=False, classify=gates.factor_kind, observe=gates.observe_product),
+    ),
+    ("glu", Rule(GATE, gates.gated_half, observe=gates.observe_glu)),
+    (
+        "dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout feature_alpha_dropout",
+        Rule(
+            EXACT,
+            gates.drop,
+            listed=False,
+            classify=gates.dropout_kind,
+            observe=gates.observe_dropout,
+            rerun=gates.rerun_dropout,
+        ),
+    ),
+    (
+        "sigmoid hardsigmoid softmax log_softmax expit special_expit",
+        Rule(GRADIENT, gates.gradient, observe=gates.observe_gradient),
+    ),
+]
+
+RULES: dict[str, Rule] = {name: rule for names, rule in _ROWS for name in names.split()}
+
+GATES = frozenset(("sigmoid", "hardsigmoid", "softmax", "expit", "special_expit"))
+"""Operations whose output, multiplied by a map, is a gate."""
+KEEPS_GATES = (linear.adjoint, linear.identity, gates.pass_gate)
+"""Ways back of the operations that a gate survives: it is reshaped or scaled, and still one."""
+
+NO_ROW = Rule(UNSUPPORTED, gates.gradient)
+PLAIN_GRADIENT = Rule(GRADIENT, gates.gradient, observe=gates.observe_gradient)
+"""What an operation without a rule gets when the caller asks for the gradient."""
+
+
+def rule_of(operation: str) -> Rule:
+    """The row of an operation; one without a row is unsupported."""
+    return RULES.get(operation, NO_ROW)
+
+
+__all__ = [
+    "EXACT",
+    "GATE",
+    "GATES",
+    "GENERALISED",
+    "GRADIENT",
+    "KEEPS_GATES",
+    "KINDS",
+    "PLAIN_GRADIENT",
+    "RULES",
+    "UNSUPPORTED",
+    "Context",
+    "Rule",
+    "rule_of",
+]

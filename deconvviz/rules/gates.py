@@ -1,0 +1,112 @@
+"""Gates and dropout masks are constants of the pass; elsewhere a sigmoid or softmax has its gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deconvviz.rules.linear import adjoint, product_kind, pull_back, unbroadcast
+from deconvviz.rules.rule import EXACT, GATE, GENERALISED, Context, Run, Signals
+from deconvviz.tape import Step, Value
+
+
+def factor_kind(step: Step, values: Sequence[Value]) -> str:
+    """A product with a sigmoid or softmax is gated; one with a parameter is a layer scale."""
+    if len(step.inputs) == 2 and any(values[value].gate is not None for value in step.inputs):
+        return GATE
+    if any(isinstance(item, nn.Parameter) for item in step.arguments):
+        return GENERALISED
+    return product_kind(step, values)
+
+
+def observe_product(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], run: Run) -> Any:
+    """Of two factors that depend on the input, one that comes from a sigmoid or softmax is the gate."""
+    gates = [k for k, value in enumerate(step.inputs) if values[value].gate is not None]
+    if len(step.inputs) == 2 and gates:
+        step.gate = values[step.inputs[gates[-1]]].gate
+        step.kept = (gates[-1], inputs[gates[-1]].detach().clone())
+    return run()
+
+
+def pass_gate(step: Step, signals: Signals, context: Context) -> Signals:
+    """Through a product the signal is multiplied by the constant factor; none goes to a gate."""
+    (signal,) = signals
+    if signal is None or step.kept is None:
+        return adjoint(step, signals, context)
+    k, gate = step.kept
+    back = unbroadcast(signal * gate.to(signal.dtype), context.values[step.inputs[1 - k]].shape)
+    return [back, None] if k == 1 else [None, back]
+
+
+def observe_glu(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], run: Run) -> Any:
+    """Keep the gate half, as a constant."""
+    dim: int = step.argument(1, "dim", -1)
+    step.kept = (dim, inputs[0].detach().chunk(2, dim)[1].sigmoid())
+    return run()
+
+
+def gated_half(step: Step, signals: Signals, context: Context) -> Signals:
+    """a * sigmoid(b): the signal goes to a."""
+    (signal,), (dim, gate) = signals, step.kept
+    if signal is None:
+        return [None]
+    signal = signal * gate.to(signal.dtype)
+    return [torch.cat([signal, torch.zeros_like(signal)], dim + (dim >= 0))]
+
+
+def dropout_kind(step: Step, values: Sequence[Value]) -> str:
+    """In train mode the mask is a gate."""
+    return GATE if step.argument(2, "training", step.keywords.get("train", True)) else EXACT
+
+
+def observe_dropout(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], run: Run) -> Any:
+    """Keep the drawn mask: what the operation, drawing the same numbers again, makes of ones and zeros."""
+    if step.kind == EXACT:
+        return run()
+    generator = default_generator(inputs[0].device)
+    before = generator.get_state()
+    output = run()
+    after = generator.get_state()
+    with torch.no_grad():
+        drawn = []
+        for number in (1, 0):
+            generator.set_state(before)
+            drawn.append(step.call(torch.full_like(inputs[0], number)))
+        generator.set_state(after)
+    step.kept = (drawn[0] - drawn[1], drawn[1])
+    return output
+
+
+def rerun_dropout(step: Step, *inputs: Tensor) -> Any:
+    """With the recorded mask, not a new one."""
+    return step.call(*inputs) if step.kept is None else inputs[0] * step.kept[0] + step.kept[1]
+
+
+def drop(step: Step, signals: Signals, context: Context) -> Signals:
+    """In eval mode the identity; in train mode the recorded mask."""
+    (signal,) = signals
+    return [signal if signal is None or step.kept is None else signal * step.kept[0].to(signal.dtype)]
+
+
+def observe_gradient(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], run: Run) -> Any:
+    """A gradient belongs to one point, so keep the inputs."""
+    step.kept = [tensor.detach().clone() for tensor in inputs]
+    return run()
+
+
+def gradient(step: Step, signals: Signals, context: Context) -> Signals:
+    """The plain gradient at the recorded inputs."""
+    signal = next(signal for signal in signals if signal is not None)
+    return pull_back(step, signals, [kept.to(signal.dtype, copy=True) for kept in step.kept])
+
+
+def default_generator(device: torch.device) -> torch.Generator:
+    """The generator that random operations on ``device`` draw from."""
+    if device.type == "cuda":
+        return torch.cuda.default_generators[
+            torch.cuda.current_device() if device.index is None else device.index
+        ]
+    return torch.mps._get_default_mps_generator() if device.type == "mps" else torch.default_generator

@@ -1,0 +1,122 @@
+"""Linear operations go back by their adjoint: transposed filters, copies, slices, spreads (no bias)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import vjp, vmap
+
+from deconvviz.rules.rule import EXACT, GATE, UNSUPPORTED, Context, Signals
+from deconvviz.tape import Slot, Step, Value, flatten
+
+
+def linear_kind(step: Step, values: Sequence[Value]) -> str:
+    """A mask or index computed from the input is a constant gate."""
+    return GATE if step.derived else EXACT
+
+
+def product_kind(step: Step, values: Sequence[Value]) -> str:
+    """Linear in one factor (for a quotient: the numerator); in two that depend on the input, not."""
+    if len(step.inputs) > 1 or "rounding_mode" in step.keywords:
+        return UNSUPPORTED
+    if step.operation in QUOTIENTS and not isinstance(step.argument(0, "input"), Slot):
+        return UNSUPPORTED
+    return linear_kind(step, values)
+
+
+QUOTIENTS = ("div", "divide", "true_divide")
+
+
+def adjoint(step: Step, signals: Signals, context: Context) -> Signals:
+    """A linear operation has one Jacobian everywhere: it is pulled back at a placeholder."""
+    signal = next(signal for signal in signals if signal is not None)
+    at = [
+        torch.empty_strided(value.shape, value.stride, dtype=signal.dtype, device=signal.device)
+        for value in (context.values[i] for i in step.inputs)
+    ]
+    return pull_back(step, signals, at)
+
+
+def pull_back(step: Step, signals: Signals, at: Sequence[Tensor]) -> Signals:
+    """The vector-Jacobian product of a step at its inputs ``at``, for each of the M signals."""
+    tracked = [i for i, value in enumerate(step.outputs) if value is not None]
+    given = [signals[i] for i in tracked]
+    count = next(len(signal) for signal in given if signal is not None)
+
+    def function(*inputs: Tensor) -> tuple[Tensor, ...]:
+        outputs = flatten(step.rerun(*inputs))
+        return tuple(outputs[i] for i in tracked)
+
+    outputs, pull = vjp(function, *at)[:2]
+    back: Signals = vmap(pull)(
+        tuple(
+            output.new_zeros(()).expand(count, *output.shape) if signal is None else signal.to(output.dtype)
+            for signal, output in zip(given, outputs, strict=True)
+        )
+    )
+    return back
+
+
+def identity(step: Step, signals: Signals, context: Context) -> Signals:
+    """Conversions: a signal keeps the dtype of the pixels all the way."""
+    return [signals[0]]
+
+
+def _conv(input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+          groups: int = 1) -> tuple[Any, ...]:  # fmt: skip
+    return weight, stride, padding, dilation, False, 0, groups
+
+
+def _conv_transpose(input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0,
+                    output_padding: Any = 0, groups: int = 1, dilation: Any = 1) -> Any:  # fmt: skip
+    return weight, stride, padding, dilation, True, output_padding, groups
+
+
+def filter_back(step: Step, signals: Signals, context: Context) -> Signals:
+    """The transposed filter without its bias, all M projections in one batch."""
+    read = _conv_transpose if "transpose" in step.operation else _conv
+    weight, stride, padding, dilation, transposed, output_padding, groups = read(
+        *step.arguments, **step.keywords
+    )
+    signal, shape = signals[0], context.values[step.inputs[0]].shape
+    if signal is None or isinstance(padding, str) or len(shape) != weight.dim():
+        return adjoint(step, signals, context)
+    spatial = weight.dim() - 2
+    batch = signal.flatten(0, 1)
+    back, _, _ = torch.ops.aten.convolution_backward(
+        batch,
+        batch.new_empty(()).expand(len(batch), *shape[1:]),
+        weight.to(batch.dtype),
+        None,
+        each(stride, spatial),
+        each(padding, spatial),
+        each(dilation, spatial),
+        transposed,
+        each(output_padding, spatial),
+        groups,
+        (True, False, False),
+    )
+    return [back.unflatten(0, signal.shape[:2])]
+
+
+def transposed_matrix(step: Step, signals: Signals, context: Context) -> Signals:
+    """The transposed matrix, without bias."""
+    (signal,) = signals
+    return [None if signal is None else signal @ step.argument(1, "weight").to(signal.dtype)]
+
+
+def each(item: Any, count: int) -> list[int]:
+    """One number per spatial dimension."""
+    numbers = [item] if isinstance(item, int) else list(item)
+    return numbers * count if len(numbers) == 1 else numbers
+
+
+def unbroadcast(signal: Tensor, shape: Sequence[int]) -> Tensor:
+    """Sum (M, *broadcast shape) to (M, *shape): the adjoint of broadcasting."""
+    extra = signal.dim() - 1 - len(shape)
+    signal = signal.sum(tuple(range(1, 1 + extra))) if extra else signal
+    narrow = [1 + d for d, n in enumerate(shape) if n == 1 and signal.shape[1 + d] != 1]
+    return signal.sum(narrow, keepdim=True) if narrow else signal

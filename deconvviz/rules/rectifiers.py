@@ -1,0 +1,30 @@
+"""Rectifiers rectify the signal: g -> max(g, 0), whatever the sign of the activation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from deconvviz.rules.rule import EXACT, GENERALISED, UNSUPPORTED, Context, Signals
+from deconvviz.tape import Step, Value
+
+
+def clamp_kind(step: Step, values: Sequence[Value]) -> str:
+    """Clamping at zero from below rectifies; any other clamp has no rule."""
+    low, high = {
+        "hardtanh": lambda: (step.argument(1, "min_val", -1.0), step.argument(2, "max_val", 1.0)),
+        "threshold": lambda: (step.argument(1, "threshold"), None),
+    }.get(step.operation, lambda: (step.argument(1, "min"), step.argument(2, "max")))()
+    if step.operation == "threshold" and step.argument(2, "value") != 0:
+        return UNSUPPORTED
+    if not isinstance(low, (int, float)) or low != 0 or isinstance(high, Tensor):
+        return UNSUPPORTED
+    return EXACT if high is None or high == math.inf else GENERALISED
+
+
+def rectify(step: Step, signals: Signals, context: Context) -> Signals:
+    """Keep the positive part of the signal, whatever the sign of the activation."""
+    (signal,) = signals[:1]
+    return [None if signal is None else signal.relu(), *[None] * (len(step.inputs) - 1)]

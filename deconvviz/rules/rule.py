@@ -1,0 +1,49 @@
+"""What a row of the table is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from deconvviz.tape import Step, Value
+
+EXACT, GENERALISED, GATE, GRADIENT, UNSUPPORTED = KINDS = (
+    "exact",
+    "generalised",
+    "constant gate",
+    "gradient",
+    "unsupported",
+)
+
+Signals = Sequence[Tensor | None]
+"""The signals at a step's outputs or inputs, each (M, *shape of the value) for M projections, or None."""
+Run = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What going back needs besides the step: the pass's values and the unpooling policy."""
+
+    values: Sequence[Value]
+    overlap: str = "sum"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One row of the table."""
+
+    kind: str
+    back: Callable[[Step, Signals, Context], Signals]
+    """From the signals at the step's outputs to those at its inputs."""
+    listed: bool = True
+    """Whether ``check`` always lists it: it holds a nonlinearity or a pool."""
+    classify: Callable[[Step, Sequence[Value]], str] | None = None
+    """The kind of a step, where it depends on the arguments."""
+    observe: Callable[[Step, Sequence[Value], Sequence[Tensor], Run], Any] | None = None
+    """``observe(step, values, inputs, run)`` returns ``run()``, or the same bits had otherwise, and fills
+    ``step.kept`` with what ``back`` needs."""
+    rerun: Callable[..., Any] | None = None
+    """``rerun(step, *inputs)`` computes a recorded step again, where calling the function would not do."""

@@ -1,0 +1,184 @@
+"""What one forward pass did, as a straight-line program.
+
+A :class:`Tape` is the list of a pass's *steps* (operations on tensors that depend on the input) over
+numbered *values* (those tensors). It holds shapes, constants by reference and what each rule keeps
+(pool switches, masks, scales), not the activations: they can be had again by :meth:`Tape.replay`.
+:mod:`capture` writes tapes; everything else reads them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from deconvviz.rules import Rule
+
+
+class Slot(NamedTuple):
+    """Stands in a step's arguments for the step's k-th input value."""
+
+    k: int
+
+
+@dataclass(slots=True)
+class Value:
+    """A tensor of the pass that depends on the input: its geometry, not its content."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    gate: int | None = None
+    """The step whose output, a gate such as a sigmoid, this value carries unchanged (reshaped or scaled)."""
+
+
+@dataclass(slots=True)
+class Step:
+    """One operation: ``outputs = function(*arguments)``, with :class:`Slot` where the inputs go."""
+
+    module: str
+    number: int
+    """The module call it ran in: dotted name, and which of the module's calls, from 1."""
+    operation: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    inputs: tuple[int, ...]
+    outputs: tuple[int | None, ...]
+    rule: Rule
+    kind: str
+    kept: Any = None
+    written: int | str | None = None
+    """The argument that the operation overwrites (a position or keyword), if it works in place."""
+    gate: int | None = None
+    """The step whose output is the gate, if this is a product with one."""
+    derived: bool = False
+    """An argument is a mask, index or detached tensor computed from the input: a constant of the pass."""
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """The argument at ``position`` or under ``name``."""
+        if len(self.arguments) > position:
+            return self.arguments[position]
+        return self.keywords.get(name, default)
+
+    def rerun(self, *inputs: Tensor) -> Any:
+        """Compute the step again from other tensors, changing none of them."""
+        if self.rule.rerun is not None:
+            return self.rule.rerun(self, *inputs)
+        return self.call(*inputs)
+
+    def call(self, *inputs: Tensor) -> Any:
+        """Call the recorded function with ``inputs`` in the slots; an in-place one works on a copy."""
+        arguments, keywords = self.filled(inputs)
+        if self.written is None:
+            return self.function(*arguments, **keywords)
+        where: Any = arguments if isinstance(self.written, int) else keywords
+        where[self.written] = target = where[self.written].clone()
+        output = self.function(*arguments, **keywords)
+        return target if output is None else output
+
+    def filled(self, inputs: Sequence[Tensor]) -> tuple[list[Any], dict[str, Any]]:
+        """The arguments and keywords with ``inputs`` in the slots."""
+        return list(fill(list(self.arguments), inputs)), fill(self.keywords, inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a module: which values went in and came out (``None``: a tensor not of the pass)."""
+
+    name: str
+    number: int
+    inputs: tuple[int | None, ...]
+    outputs: tuple[int | None, ...]
+
+
+@dataclass
+class Tape:
+    """The steps, values and module calls of one pass."""
+
+    steps: list[Step] = field(default_factory=list)
+    values: list[Value] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    inputs: list[int] = field(default_factory=list)
+    tensors: tuple[Tensor, ...] = ()
+    """The input tensors themselves, by reference."""
+    versions: list[tuple[Tensor, int]] = field(default_factory=list)
+    """The parameters used, with their version counters: an optimiser step makes the tape stale."""
+    autocast: torch.dtype | None = None
+    complete: bool = False
+    """The pass ran to its end (it was not stopped at a layer)."""
+
+    def counts(self) -> dict[str, int]:
+        """How many times each module ran."""
+        counts: dict[str, int] = {}
+        for call in self.calls:
+            counts[call.name] = counts.get(call.name, 0) + 1
+        return counts
+
+    def stale(self) -> bool:
+        """Whether a parameter or an input was written to since."""
+        return any(tensor._version != version for tensor, version in self.versions)
+
+    def leading_to(self, wanted: int) -> list[Step]:
+        """The steps that ``wanted`` depends on, in order."""
+        needed, steps = {wanted}, []
+        for step in reversed(self.steps):
+            if needed.intersection(step.outputs):
+                needed.update(step.inputs)
+                steps.append(step)
+        return steps[::-1]
+
+    def replay(self, wanted: int, inputs: Sequence[Tensor] | None = None) -> Tensor:
+        """Value ``wanted`` computed again: no module, hook, random number or buffer is touched."""
+        steps = self.leading_to(wanted)
+        last_use = {value: i for i, step in enumerate(steps) for value in step.inputs}
+        held = dict(zip(self.inputs, self.tensors if inputs is None else inputs, strict=True))
+        with self.context():
+            for i, step in enumerate(steps):
+                tensors = [held[value] for value in step.inputs]
+                for value in set(step.inputs):
+                    if last_use[value] == i and value != wanted:
+                        del held[value]
+                for number, output in zip(step.outputs, flatten(step.rerun(*tensors)), strict=False):
+                    if number is not None:
+                        held[number] = output
+        return held[wanted]
+
+    @contextlib.contextmanager
+    def context(self) -> Any:
+        """The pass's autocast state, without autograd or inference tensors."""
+        device = self.tensors[0].device.type
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None),
+        ):
+            yield
+
+
+def fill(item: Any, inputs: Sequence[Tensor]) -> Any:
+    """Put ``inputs`` into the slots of a nest of tuples, lists and dicts."""
+    if isinstance(item, Slot):
+        return inputs[item.k]
+    if type(item) in (list, tuple):
+        return type(item)(fill(part, inputs) for part in item)
+    if isinstance(item, dict):
+        return {key: fill(part, inputs) for key, part in item.items()}
+    return item
+
+
+def flatten(item: Any) -> list[Tensor]:
+    """The tensors of a nest of tuples, lists and dicts (dataclass-like outputs included), in order."""
+    if isinstance(item, Tensor):
+        return [item]
+    parts: Iterable[Any] = ()
+    if isinstance(item, dict):
+        parts = item.values()
+    elif isinstance(item, (list, tuple)):
+        parts = item
+    return [tensor for part in parts for tensor in flatten(part)]

@@ -1,0 +1,102 @@
+"""Choose units of a layer, and make the seeds that a projection starts from.
+
+A *unit* is (feature map, position) in an image's activation (C, *S). A seed is that activation with every
+other unit set to zero (paper section 2.1).
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from deconvviz.errors import FeatureMapOutOfRange, InvalidInput, PositionOutOfRange
+
+FeatureMaps = int | Sequence[int] | slice | Literal["strongest"] | None
+Position = Literal["max", "all"] | tuple[int, ...] | Tensor
+
+
+def require(name: str, given: Any, choices: Sequence[str]) -> None:
+    """Raise :class:`InvalidInput` unless an option is one of its choices."""
+    if given not in choices:
+        raise InvalidInput(f"{name} is {given!r}; expected one of {', '.join(map(repr, choices))}")
+
+
+def strongest(activation: Tensor, k: int) -> Tensor:
+    """The ``k`` maps (N, k) of the largest total activation in each image, largest first."""
+    totals = activation.flatten(2).sum(-1) if activation.dim() > 2 else activation
+    return totals.topk(k, dim=1).indices
+
+
+def feature_maps(activation: Tensor, fmap: FeatureMaps) -> tuple[bool, Tensor]:
+    """Whether one map was asked for, and the maps (N, M) of each image."""
+    images, count = activation.shape[:2]
+    if isinstance(fmap, str):
+        require("fmap", fmap, ("strongest",))
+        return True, strongest(activation, 1)
+    single = isinstance(fmap, int) and not isinstance(fmap, bool)
+    if fmap is None or isinstance(fmap, slice):
+        chosen = list(range(count))[fmap or slice(None)]
+    else:
+        try:
+            chosen = [operator.index(m) for m in (cast(Any, (fmap,) if single else fmap))]
+        except (TypeError, ValueError):
+            raise InvalidInput(
+                f"fmap is {fmap!r}; expected an int, a sequence of ints, a slice, 'strongest' or None"
+            ) from None
+    wrong = [m for m in chosen if not -count <= m < count]
+    if wrong or not chosen:
+        raise FeatureMapOutOfRange(
+            f"fmap is {fmap!r}, but the layer has {count} feature maps: expected 0 to {count - 1}"
+            + ("" if chosen else ", at least one")
+        )
+    maps = torch.tensor([m % count for m in chosen], device=activation.device)
+    return single, maps.expand(images, -1)
+
+
+def seeds(activation: Tensor, maps: Tensor, position: Position, seed: str) -> Callable[[slice], Tensor]:
+    """A function that makes the seeds (M, N, C, *S) of a slice of the M maps."""
+    images, _, *space = activation.shape
+    cells = activation.flatten(2) if space else activation.unsqueeze(-1)
+    chosen = cells.gather(1, maps.unsqueeze(-1).expand(-1, -1, cells.shape[-1]))
+    if isinstance(position, str):
+        require("position", position, ("max", "all"))
+        kept = torch.ones_like(chosen, dtype=torch.bool)
+        if position == "max":
+            kept = torch.zeros_like(kept).scatter_(2, chosen.argmax(2, keepdim=True), True)
+    else:
+        flat = _flat_positions(position, images, space).to(maps.device)
+        kept = torch.zeros_like(chosen, dtype=torch.bool).scatter_(2, flat.expand(-1, maps.shape[1], 1), True)
+    content = chosen * kept if seed == "activation" else kept.to(chosen.dtype)
+
+    def make(part: slice) -> Tensor:
+        index, source = maps[:, part].T, content[:, part].movedim(1, 0)
+        out = activation.new_zeros((len(index), *cells.shape))
+        out.scatter_(2, index[..., None, None].expand(-1, -1, 1, cells.shape[-1]), source.unsqueeze(2))
+        return out.view(len(index), *activation.shape)
+
+    return make
+
+
+def _flat_positions(position: Any, images: int, space: Sequence[int]) -> Tensor:
+    """Positions (len(space),) or (N, len(space)) to flat ones (N, 1, 1)."""
+    given = torch.as_tensor(position)
+    expected = f"({', '.join('zyx'[-len(space) :]) if 0 < len(space) <= 3 else 'no position'})"
+    if given.is_floating_point() or given.shape not in ((len(space),), (images, len(space))) or not space:
+        raise InvalidInput(
+            f"position is {position!r}; expected 'max', 'all', {expected} in map cells, or a tensor "
+            f"({images}, {len(space)}) with one for each image"
+        )
+    given = given.cpu().long().expand(images, -1)
+    size = torch.tensor(space)
+    if ((given < -size) | (given >= size)).any():
+        raise PositionOutOfRange(
+            f"position {position!r} is outside a map of {' x '.join(map(str, space))} cells; "
+            "positions count from 0, in cells of the map, not in pixels"
+        )
+    strides = torch.tensor([math.prod(space[i + 1 :]) for i in range(len(space))])
+    return ((given % size) * strides).sum(-1).view(-1, 1, 1)

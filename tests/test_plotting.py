@@ -1,0 +1,174 @@
+"""Panels: what each cell shows and says, and that matplotlib's global state is left alone."""
+
+import doctest
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from deconvviz import plotting
+from deconvviz.errors import InvalidInput, PictureError
+from deconvviz.images import display_scale, displayable, load_picture, to_pixels
+from deconvviz.plotting import comparison_panel, panel, save_figure
+
+GREY = np.full((8, 8, 3), 128, dtype=np.uint8)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    label: str
+    image: Tensor
+    deconvnet: Tensor
+    saliency: Tensor
+    guided_backprop: Tensor
+    randomized: Tensor
+
+
+def comparison(label="features.10 map 42"):
+    generator = torch.Generator().manual_seed(0)
+    image, deconvnet, saliency, guided = (torch.randn(3, 16, 16, generator=generator) for _ in range(4))
+    return Comparison(label, image, deconvnet, saliency.abs()[:1], 100 * guided, torch.zeros(3, 16, 16))
+
+
+def shown(axes):
+    """The pixels in a cell, or None."""
+    return axes.images[0].get_array() if axes.images else None
+
+
+def test_the_module_example_runs():
+    assert doctest.testmod(plotting).failed == 0
+
+
+def test_cells_titles_labels_and_scales():
+    pictures = [[np.full((4, 6, 3), 10 * y + x, dtype=np.uint8) for x in range(3)] for y in range(2)]
+    figure = panel(
+        pictures,
+        titles=["a", "b", "c"],
+        labels=["up", "down"],
+        scales=[[None, 0.0131, 0.0], [2e-9, None, 12.0]],
+    )
+    cells = np.array(figure.axes).reshape(2, 3)
+    for y in range(2):
+        for x in range(3):
+            assert (shown(cells[y, x]) == pictures[y][x]).all()
+    assert [axes.get_title() for axes in cells.flat] == ["a", "b", "c", "", "", ""]
+    assert [axes.get_ylabel() for axes in cells.flat] == ["up", "", "", "down", "", ""]
+    below = [axes.get_xlabel() for axes in cells.flat]
+    assert below == ["", "±1.3e-02", "all zero", "±2.0e-09", "", "±1.2e+01"]
+    assert not any(len(axes.get_xticks()) or len(axes.get_yticks()) for axes in cells.flat)
+
+
+def test_empty_cells_and_short_rows():
+    figure = panel([[GREY, None, GREY], [GREY]])
+    assert [shown(axes) is not None for axes in figure.axes] == [True, False, True, True, False, False]
+
+
+def test_the_size_follows_from_the_cells():
+    assert panel([[GREY] * 5] * 3).get_size_inches().tolist() == [10.0, 6.0]
+
+
+def test_cells_are_of_one_size_and_keep_their_aspect(tmp_path):
+    figure = panel([[GREY, np.repeat(GREY, 2, axis=1)], [GREY, None]], titles=["a", "b"], labels=["c", "d"])
+    figure.draw_without_rendering()
+    boxes = [axes.get_window_extent() for axes in figure.axes]
+    assert boxes[0].width == pytest.approx(boxes[0].height, rel=0.01)
+    assert boxes[1].width == pytest.approx(2 * boxes[1].height, rel=0.01)
+    assert max(boxes[0].width, boxes[0].height) == pytest.approx(2 * figure.dpi, rel=0.15)
+    assert boxes[1].width == pytest.approx(boxes[0].width, rel=0.15)
+
+
+def test_long_texts_wrap_and_dollars_are_dollars(tmp_path):
+    figure = panel([[GREY]], titles=["layer4.2.conv3 unit (512, 3, 4) of resnet50"], labels=["cost $x_{$"])
+    assert figure.axes[0].get_title().count("\n") == 1
+    save_figure(figure, tmp_path / "a.png")  # mathtext would raise
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ([], {}, "0 rows without a cell"),
+        ([[], []], {}, "2 rows without a cell"),
+        ([[GREY, GREY]], {"titles": ["a"]}, "titles has 1 entries, expected 2"),
+        ([[GREY, GREY]], {"labels": ["a", "b"]}, "labels has 2 entries, expected 1"),
+        ([[GREY], [GREY]], {"scales": [[1.0]]}, "scales has 1 entries, expected 2"),
+        ([[GREY], [GREY]], {"scales": [[1.0], []]}, r"scales\[1\] has 0 entries, expected 1"),
+        ([[GREY, GREY / 255]], {}, r"rows\[0\]\[1\] is a ndarray of float64 \(8, 8, 3\), expected uint8"),
+        ([[torch.zeros(3, 8, 8)]], {}, r"rows\[0\]\[0\] is a Tensor"),
+    ],
+)
+def test_panel_refuses(rows, options, message):
+    with pytest.raises(InvalidInput, match=message):
+        panel(rows, **options)
+
+
+def test_comparison_panel():
+    rows = [comparison("features.10 map 42"), comparison("features.0 map 1")]
+    figure = comparison_panel(iter(rows))
+    cells = np.array(figure.axes).reshape(2, 5)
+    titles = ["image", "deconvnet", "saliency (captum)", "guided backprop", "deconvnet, random weights"]
+    assert [axes.get_title() for axes in cells[0]] == titles
+    for axes, row in zip(cells, rows, strict=True):
+        maps = [row.deconvnet, row.saliency, row.guided_backprop, row.randomized]
+        assert axes[0].get_ylabel() == row.label
+        assert axes[0].get_xlabel() == ""
+        assert (shown(axes[0]) == to_pixels(row.image)).all()
+        for cell, values in zip(axes[1:], maps, strict=True):
+            assert (shown(cell) == displayable(values)).all()
+        below = [f"±{display_scale(values):.1e}" for values in maps[:3]] + ["all zero"]
+        assert [cell.get_xlabel() for cell in axes[1:]] == below
+
+
+def test_comparison_panel_takes_the_normalisation():
+    row = comparison()
+    mean, std = (0.5, 0.5, 0.5), (0.1, 0.1, 0.1)
+    cell = comparison_panel([row], mean, std).axes[0]
+    assert (shown(cell) == to_pixels(row.image, mean, std)).all()
+
+
+def test_comparison_panel_without_comparisons():
+    with pytest.raises(InvalidInput, match="0 rows without a cell"):
+        comparison_panel([])
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "pdf", "svg"])
+def test_save_figure(tmp_path, suffix):
+    path = tmp_path / "new" / f"a.{suffix}"
+    save_figure(panel([[GREY, GREY]]), path, dpi=50)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    if suffix in ("png", "jpg"):
+        assert load_picture(path).size == (200, 100)
+
+
+def test_save_figure_refuses(tmp_path):
+    figure = panel([[GREY]])
+    with pytest.raises(InvalidInput, match=r"ends in '\.xyz', expected \.png"):
+        save_figure(figure, tmp_path / "a.xyz")
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(PictureError, match=r"a\.png cannot be written"):
+        save_figure(figure, tmp_path / "a.png")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_settings_are_left_alone(tmp_path):
+    before = dict(matplotlib.rcParams)
+    figure = comparison_panel([comparison()])
+    save_figure(figure, tmp_path / "a.png")
+    assert isinstance(figure, Figure)
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_pyplot_is_never_asked(tmp_path):
+    """In a fresh process, since other tests may have imported pyplot (captum does)."""
+    code = f"""
+import sys, numpy as np
+from deconvviz.plotting import panel, save_figure
+save_figure(panel([[np.zeros((8, 8, 3), np.uint8)]]), {str(tmp_path / "a.png")!r})
+assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
