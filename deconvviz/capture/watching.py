@@ -210,7 +210,7 @@ class Capture(TorchFunctionMode):
     # ── which tensors are known ──────────────────────────────────────────────────────────────────────
 
     def _know(self, tensor: Tensor, mark: int) -> int | None:
-        """Remember a tensor by its mark: a value's number, which is returned, or that it carries no signal."""
+        """Remember a tensor by its mark: the number of a value, which is returned, or no signal."""
         self._known[id(tensor)] = (weakref.ref(tensor), mark)
         return mark if mark >= 0 else None
 
