@@ -24,6 +24,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import torch
 from captum.attr import Attribution, NeuronAttribution
 from torch import Tensor, nn
 
@@ -122,6 +124,14 @@ class Deconvnet(Attribution):
         if not 1 <= k <= activation.shape[1]:
             raise FeatureMapOutOfRange(f"k is {k}; layer {layer!r} has {activation.shape[1]} feature maps")
         return strongest(activation, k)
+
+    def strongest_position(self, layer: Layer, fmap: int, *, inputs: Any = None) -> list[tuple[int, ...]]:
+        """Where each image's feature map is strongest, in map cells: one tuple, (y, x), an image."""
+        _, _, activation = self._layer(layer, inputs)
+        _, maps = feature_maps(activation, fmap)
+        cells = activation[torch.arange(len(maps)), maps[:, 0]]
+        flat = cells.reshape(len(cells), -1).argmax(1).tolist()
+        return [tuple(int(i) for i in np.unravel_index(cell, cells.shape[1:])) for cell in flat]
 
     def attribute(self, inputs: Any, target: Any = None, additional_forward_args: Any = None) -> Any:
         """The model's output back to pixels, as ``captum.attr.Deconvolution`` in arguments and meaning.
