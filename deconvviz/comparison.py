@@ -23,9 +23,10 @@ import torch
 from captum.attr import NeuronGradient, NeuronGuidedBackprop
 from torch import Tensor, nn
 
-from deconvviz.capture import left_as_found, require_module
+from deconvviz.capture import left_as_found, require_module, watch
 from deconvviz.deconvnet import Deconvnet
 from deconvviz.errors import InvalidInput
+from deconvviz.inputs import input_tensors
 from deconvviz.layers import Layer, locate
 
 
@@ -48,7 +49,12 @@ class Comparison:
 
 
 def compare(
-    model: nn.Module, image: Tensor, layer: Layer, fmap: int, shuffled: nn.Module | None = None
+    model: nn.Module,
+    image: Tensor,
+    layer: Layer,
+    fmap: int,
+    shuffled: nn.Module | None = None,
+    on_unsupported: str = "raise",
 ) -> Comparison:
     """The unit of ``fmap`` at its strongest position in ``image`` (1, C, H, W), by every method.
 
@@ -58,20 +64,27 @@ def compare(
         layer: as for :meth:`Deconvnet.project`.
         fmap: the feature map.
         shuffled: :func:`shuffled_weights` of the model, if at hand already.
+        on_unsupported: as for :class:`Deconvnet`.
 
     Raises:
-        InvalidInput: more than one image; else as :meth:`Deconvnet.project`.
+        InvalidInput: more than one image, or a call of the layer that is not its last, which alone captum
+            can show; else as :meth:`Deconvnet.project`.
     """
     if image.dim() < 2 or len(image) != 1:
         raise InvalidInput(f"image has shape {tuple(image.shape)}; expected one image, (1, C, H, W)")
     model = require_module(model)
-    name, _ = locate(model, layer)
+    name, number = locate(model, layer)
     module = model.get_submodule(name)
-    deconv = Deconvnet(model)
+    deconv = Deconvnet(model, on_unsupported=on_unsupported)
     deconv.close()
     (position,) = deconv.strongest_position(layer, fmap, inputs=image)
     place: Any = position or "max"
-    with Deconvnet(shuffled or shuffled_weights(model)) as random:
+    tape, _ = watch(model, input_tensors(image, model))
+    if number not in (None, last := tape.counts()[name]):
+        raise InvalidInput(
+            f"layer {layer!r} is not the last call, '{name}#{last}', which alone captum can show"
+        )
+    with Deconvnet(shuffled or shuffled_weights(model), on_unsupported=on_unsupported) as random:
         name = layer if isinstance(layer, str) else name
         randomized = random.project(name, fmap, inputs=image, position=place, seed="one")
     neuron = (fmap, *position)

@@ -153,8 +153,7 @@ class Deconvnet(Attribution):
 
     def _watch(self, inputs: Any, additional: Any, layer: tuple[str, int | None] | None = None) -> Any:
         extra = additional if isinstance(additional, tuple) else () if additional is None else (additional,)
-        with self._recorder.paused():
-            tape, output = watch(self.model, input_tensors(inputs, self.model), extra, layer, self.gradient)
+        tape, output = watch(self.model, input_tensors(inputs, self.model), extra, layer, self.gradient)
         if tape.complete:
             self._counts = tape.counts()
         return tape, output

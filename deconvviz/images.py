@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification
 
 from deconvviz.errors import InvalidInput, PictureError
@@ -133,14 +134,16 @@ def to_input(
     resize: int = 256,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
+    interpolation: InterpolationMode = InterpolationMode.BILINEAR,
 ) -> Tensor:
     """Turn a picture into a classifier's input, as torchvision's ``ImageClassification`` preset does.
 
     Args:
         picture: of any mode; made RGB as by :func:`load_picture`.
         size: side of the centre crop in pixels.
-        resize: short side before the crop in pixels (bilinear, antialiased).
+        resize: short side before the crop in pixels.
         mean, std: of each channel, on the 0..1 scale.
+        interpolation: of the resizing, antialiased.
 
     Returns:
         ``float32`` (3, size, size), without batch axis; -2.1..2.6 with ImageNet's mean and deviation.
@@ -157,7 +160,10 @@ def to_input(
     if max(picture.size) * resize**2 >= MAX_PIXELS * min(picture.size):
         found = f"picture is {picture.width} x {picture.height} pixels, too thin or empty"
         raise InvalidInput(f"{found}: expected under {MAX_PIXELS} with a short side of {resize}. Crop it.")
-    return ImageClassification(crop_size=size, resize_size=resize, mean=mean, std=std)(_rgb(picture))
+    prepare = ImageClassification(
+        crop_size=size, resize_size=resize, mean=mean, std=std, interpolation=interpolation
+    )
+    return prepare(_rgb(picture))
 
 
 def to_pixels(

@@ -97,7 +97,7 @@ class Call:
     outputs: tuple[int | None, ...]
 
 
-@dataclass
+@dataclass(eq=False)
 class Tape:
     """The steps, values and module calls of one pass."""
 

@@ -21,17 +21,7 @@ def target_seed(output: Tensor, target: Any) -> Tensor:
     Raises:
         TargetOutOfRange: there is no such target, or none was given and one is needed.
     """
-
-    def select(output: Tensor) -> Tensor:
-        selected = _select_targets(output, target)
-        if selected[0].numel() != 1:
-            raise TargetOutOfRange(
-                f"target {target!r} selects {selected[0].numel()} numbers an image from an output of shape "
-                f"{tuple(output.shape)}; expected one: give the index of a class"
-            )
-        return selected
-
-    return _seed(output, select, f"target {target!r}")
+    return _seed(output, lambda o: _select_targets(o, target), f"target {target!r}")
 
 
 def neuron_seed(activation: Tensor, selector: Any) -> Tensor:
@@ -48,10 +38,16 @@ def _seed(tensor: Tensor, select: Callable[[Tensor], Tensor], what: str) -> Tens
         leaf = tensor.detach().clone().requires_grad_()
         try:
             selected = select(leaf)
+            count = (selected[0] if selected.dim() else selected).numel()  # a function may sum over images
+            if count != 1:
+                raise TargetOutOfRange(
+                    f"{what} selects {count} numbers an image from a tensor of shape {tuple(tensor.shape)}; "
+                    "expected one: give an index for every axis but the batch's"
+                )
             (seed,) = torch.autograd.grad(selected.sum(), leaf)
         except TargetOutOfRange:
             raise
-        except (AssertionError, IndexError, TypeError) as error:
+        except (AssertionError, IndexError, RuntimeError, TypeError) as error:
             raise TargetOutOfRange(
                 f"{what} does not fit a tensor of shape {tuple(tensor.shape)}"
                 f"{f': {error}' if str(error) else ''}. Indices count from 0, without the batch axis"

@@ -43,6 +43,11 @@ def require_module(model: Any) -> nn.Module:
                 f"{what} is compiled, so its operations cannot be seen: "
                 "give the module from before torch.compile (its ._orig_mod)"
             )
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            raise UnsupportedModel(
+                f"{what} is compiled, so its operations cannot be seen: "
+                "give a copy, which is not compiled: copy.deepcopy(model)"
+            )
     return model
 
 

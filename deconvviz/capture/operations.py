@@ -19,6 +19,7 @@ ALIASES = {
     "__rsub__": "rsub", "__mul__": "mul", "__rmul__": "mul", "__imul__": "mul", "multiply": "mul",
     "__truediv__": "div", "__itruediv__": "div", "__div__": "div", "__idiv__": "div", "__neg__": "neg",
     "__matmul__": "matmul", "__imatmul__": "matmul", "__getitem__": "getitem", "__setitem__": "setitem",
+    "_threshold": "threshold",
 }  # fmt: skip
 _OTHER_SIGNATURE = (torch.batch_norm, torch.instance_norm)
 QUERIES = _names(
@@ -34,6 +35,10 @@ FRESH = _names(
 )
 
 
+LIKE = _names("expand_as view_as reshape_as type_as to")
+"""Operations whose second tensor lends them its shape or dtype, and no signal."""
+
+
 @functools.cache
 def operation_name(function: Callable[..., Any]) -> str:
     """The name under which the table knows a function: ``Tensor.relu_`` and ``F.relu`` are ``relu``."""
@@ -45,18 +50,31 @@ def operation_name(function: Callable[..., Any]) -> str:
     return ALIASES.get(name) or (name if name.startswith("__") else name.rstrip("_"))
 
 
+def outline(item: Any) -> Any:
+    """What has the shape, dtype and device of a tensor, and no content; other items as they are."""
+    return item.new_empty(()).expand(item.shape) if isinstance(item, Tensor) else item
+
+
+def written_from(geometries: Any, size: int, device: torch.device) -> Tensor:
+    """For each element of a second view of a memory, its place in the first, or -1 if it is not in it."""
+    source = torch.full((size,), -1, device=device)
+    first = source.as_strided(*geometries[0])
+    first.copy_(torch.arange(first.numel(), device=device).view(first.shape))
+    return source.as_strided(*geometries[1])
+
+
 def write_through(geometries: Any, size: int, new: Tensor, old: Tensor) -> Tensor:
     """``old`` after ``new`` was written to the memory that both view."""
-    flat = new.new_zeros(size)
-    flat = flat.as_strided_scatter(old, *geometries[1]).as_strided_scatter(new, *geometries[0])
-    return flat.as_strided(*geometries[1])
+    source = written_from(geometries, size, new.device)  # not as_strided_scatter: its gradient is wrong
+    return torch.where(source < 0, old, new.flatten()[source.clamp(min=0)])
 
 
 def written(function: Any, args: Any, kwargs: dict[str, Any]) -> tuple[int | str | None, Tensor | None]:
-    """The argument that an operation may overwrite: its position or keyword, and the tensor."""
+    """The argument that an operation may overwrite: its position or keyword (none for ``out``, whose content
+    plays no part), and the tensor."""
     name = getattr(function, "__name__", "")
     if "out" in kwargs:
-        return ("out", kwargs["out"]) if isinstance(kwargs["out"], Tensor) else (None, None)
+        return None, kwargs["out"] if isinstance(kwargs["out"], Tensor) else None
     dunder = name.startswith("__")
     in_place = name == "__setitem__" or (dunder and name.startswith("__i") and name in ALIASES)
     in_place = in_place or (not dunder and name.endswith("_"))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import sys
+import threading
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils.hooks import RemovableHandle
 
 from deconvviz.capture.watching import Capture
@@ -21,81 +22,97 @@ class _RootHook:
         self._recorder = None if recorder is None else weakref.ref(recorder)
         self._method = method
 
-    def __call__(self, *arguments: Any) -> None:
+    def __call__(self, *arguments: Any) -> Any:
         recorder = None if self._recorder is None else self._recorder()
-        if recorder is not None:
-            getattr(recorder, self._method)(*arguments)
+        return None if recorder is None else getattr(recorder, self._method)(*arguments)
 
     def __reduce__(self) -> Any:
         return _RootHook, ()
 
 
+class _Keywords(dict[str, Any]):
+    """The keywords of a recorded call: they go when its frame goes, also by Ctrl-C, which calls no hook."""
+
+
 class Recorder:
     """Records every forward pass of ``model`` until closed; :attr:`tape` is the last one's.
 
-    Two hooks stay on the model's root; those on its layers live only while it runs. Passes made under
-    :meth:`paused`, in a replica of ``DataParallel``, or without a floating-point tensor are not recorded.
+    Two hooks stay on the model's root; those on its layers live only while it runs. Our own passes, those
+    in a replica of ``DataParallel``, and those without a floating-point tensor are not recorded.
     """
 
     def __init__(self, model: nn.Module, gradient: bool = False) -> None:
         self.tape: Tape | None = None
         self._gradient = gradient
-        self._running: Capture | None = None
+        self._running: list[Capture] = []
+        self._frame = 0
         self._depth = 0
-        self._pauses = 0
-        before, after = _RootHook(self, "_before"), _RootHook(self, "_after")
         self._model = weakref.ref(model)
+        before, after = _RootHook(self, "_before"), _RootHook(self, "_after")
         hooks = [
             model.register_forward_pre_hook(before, with_kwargs=True),
             model.register_forward_hook(after, with_kwargs=True, always_call=True),
         ]
-        self.close = weakref.finalize(self, _remove, hooks)
+        self.close = weakref.finalize(self, _close, hooks, self._running)
 
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Do not record passes made in this block."""
-        self._pauses += 1
-        try:
-            yield
-        finally:
-            self._pauses -= 1
-
-    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if self._running is not None and self._running.abandoned:
-            self._end()
-        if self._pauses or module is not self._model():
-            return
-        self._depth += 1
-        if self._depth > 1:
-            return
+    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if self._ignored(module):
+            return None
+        if self._running and _on_stack(self._frame):
+            self._depth += 1
+            return None
+        _leave(self._running)
         self.tape = None
         capture = Capture(module, gradient=self._gradient, own=False)
         capture.begin((args, kwargs))
-        if capture.tape.inputs:
-            self._running = capture.__enter__()
-            capture._before("", module, args, kwargs)
+        if not capture.tape.inputs:
+            return None
+        self._running.append(capture.__enter__())
+        self._frame, self._depth = id(sys._getframe(2)), 0
+        capture._before("", module, args, kwargs)
+        keywords = _Keywords(kwargs)
+        weakref.finalize(keywords, _leave, self._running, self._frame)
+        return args, keywords
 
     def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if self._pauses or module is not self._model() or not self._depth:
+        if self._ignored(module) or not self._running:
             return
         self._depth -= 1
-        if self._depth or self._running is None:
+        if self._depth >= 0:
             return
-        capture = self._running
+        capture = self._running[0]
         try:
             if output is not None and not capture.abandoned:
                 capture._after("", module, args, kwargs, output)
                 capture.finish()
                 self.tape = capture.tape
         finally:
-            self._end()
+            _leave(self._running)
 
-    def _end(self) -> None:
-        capture, self._running, self._depth = self._running, None, 0
-        if capture is not None:
-            capture.__exit__(None, None, None)
+    def _ignored(self, module: nn.Module) -> bool:
+        """Whether this is a replica, another thread's call beside a running one, or inside our own pass."""
+        elsewhere = any(capture.thread != threading.get_ident() for capture in self._running)
+        modes = _get_current_function_mode_stack()
+        own = any(isinstance(mode, Capture) and mode.own for mode in modes)
+        return module is not self._model() or elsewhere or own
 
 
-def _remove(hooks: list[RemovableHandle]) -> None:
+def _close(hooks: list[RemovableHandle], running: list[Capture]) -> None:
     for hook in hooks:
         hook.remove()
+    _leave(running)
+
+
+def _leave(running: list[Capture], frame: int | None = None) -> None:
+    """Stop recording the call, unless its ``frame`` still runs."""
+    if frame is None or not _on_stack(frame):
+        while running:
+            running.pop().__exit__(None, None, None)
+
+
+def _on_stack(frame: int) -> bool:
+    """Whether this thread is inside the frame of this id."""
+    inner = sys._getframe()
+    while inner is not None and id(inner) != frame:
+        inner = inner.f_back  # type: ignore[assignment]
+    return inner is not None

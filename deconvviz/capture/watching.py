@@ -11,16 +11,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from deconvviz.capture.operations import (
     DETACHED,
     FRESH,
+    LIKE,
     QUERIES,
     operation_name,
+    outline,
     replaced,
     write_through,
     written,
+    written_from,
 )
 from deconvviz.errors import OperationFailed
 from deconvviz.rules import GATES, KEEPS_GATES, PLAIN_GRADIENT, UNSUPPORTED, rule_of
@@ -60,29 +63,34 @@ class Capture(TorchFunctionMode):
         self.tape = Tape()
         self.output: Any = None
         self._model, self._inputs, self._layer = model, inputs, layer
-        self._gradient, self._own = gradient, own
+        self._gradient, self.own = gradient, own
         self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._parameters: set[int] = set()
+        self._constants: dict[int, list[Tensor]] = {}
         self._places: list[tuple[str, int]] = [("", 1)]
         self._counts: dict[str, int] = {}
         self._hooks: list[Any] = []
-        self._thread = threading.get_ident()
+        self.thread = threading.get_ident()
         self.abandoned = False
 
     # ── entering and leaving ─────────────────────────────────────────────────────────────────────────
 
     def __enter__(self) -> Capture:
         for name, module in self._model.named_modules():
-            if name or self._own:
+            if name or self.own:
                 before = functools.partial(self._before, name)
                 after = functools.partial(self._after, name)
                 self._hooks.append(module.register_forward_pre_hook(before, with_kwargs=True))
-                self._hooks.append(module.register_forward_hook(after, with_kwargs=True))
+                self._hooks.append(module.register_forward_hook(after, with_kwargs=True, always_call=True))
         super().__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
+        modes = _get_current_function_mode_stack()
+        if self in modes:  # not always the last: a call that Ctrl-C ended leaves late
+            above = [_pop_mode() for _ in modes[modes.index(self) :]][:-1]
+            for mode in reversed(above):
+                _push_mode(mode)
         for hook in self._hooks:
             hook.remove()
         self._known.clear()
@@ -106,15 +114,18 @@ class Capture(TorchFunctionMode):
     # ── where: module hooks ──────────────────────────────────────────────────────────────────────────
 
     def _before(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if threading.get_ident() == self._thread:
+        if threading.get_ident() == self.thread:
             self._counts[name] = self._counts.get(name, 0) + 1
             self._places.append((name, self._counts[name]))
 
     def _after(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if threading.get_ident() != self._thread:
-            return
-        while (place := self._places.pop())[0] != name:  # calls that raised, and the model went on
+        if threading.get_ident() != self.thread or name not in dict(self._places):
+            return  # another thread's, or a call that another pre-hook ended before ours
+        while (place := self._places.pop())[0] != name:  # calls that a BaseException ended
             pass
+        if output is None:  # the call raised, and the model may go on
+            self._counts[name] -= 1
+            return
         inputs = tuple(self._value(tensor) for tensor in (*flatten(args), *flatten(kwargs)))
         self.tape.calls.append(Call(*place, inputs, tuple(self._value(t) for t in flatten(output))))
         if place == self._layer:
@@ -143,31 +154,44 @@ class Capture(TorchFunctionMode):
 
     def _observe(self, operation: str, function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         where, target = written(function, args, kwargs)
-        aliases = [] if target is None else self._aliases(target)
+        aliases = [] if target is None or not target.numel() else self._aliases(target)
+        if target is not None:
+            self._preserve(target)
+            for alias, before in aliases:
+                if before is None and self._value(target) is None and where is not None:  # written via .data
+                    self._overwrite(target, target.detach().clone(), alias)
+        if operation in LIKE:
+            args = (*args[:1], *map(outline, args[1:]))
+            kwargs = {name: outline(item) for name, item in kwargs.items()}
         tensors: list[Tensor] = []
         values: list[int] = []
         marks: set[int] = set()
         arguments = tuple(self._bind(item, tensors, values, marks) for item in args)
-        keywords = {name: self._bind(item, tensors, values, marks) for name, item in kwargs.items()}
+        keywords = {
+            name: self._bind(item, tensors, values, marks) for name, item in kwargs.items() if name != "out"
+        }
         if not values or operation in DETACHED or operation in FRESH:
             output = function(*args, **kwargs)
             derived = operation in DETACHED or DERIVED in marks
+            for tensor in flatten((args, kwargs)):
+                if self._mark(tensor) is None:  # a write to a view of it is to be noticed
+                    self._know(tensor, CONSTANT)
             for tensor in flatten(output):
-                if self._value(tensor) is None:
+                if self._value(tensor) is None or tensor is target:
                     self._know(tensor, DERIVED if derived else CONSTANT)
+            for alias, before in aliases:
+                self._overwrite(alias, before, target)
             return output
         if target is not None and where is not None and self._value(target) is None:
             arguments, keywords = replaced(arguments, keywords, where, target.detach().clone())
         step = self._step(operation, function, arguments, keywords, tuple(values), DERIVED in marks)
-        if target is not None and any(target is tensor for tensor in self.tape.tensors):
-            self.tape.tensors = tuple(t.detach().clone() if t is target else t for t in self.tape.tensors)
         try:
             if step.rule.observe is None:
                 output = function(*args, **kwargs)
             else:
                 output = step.rule.observe(step, self.tape.values, tensors, lambda: function(*args, **kwargs))
         except RuntimeError as error:
-            if self._own and "memory" not in str(error):
+            if self.own and "memory" not in str(error):
                 raise OperationFailed(_explain(step, tensors, error)) from error
             raise
         outputs = flatten(target if operation == "setitem" else output)
@@ -194,7 +218,7 @@ class Capture(TorchFunctionMode):
         return step
 
     def _record(self, step: Step, outputs: Sequence[Tensor]) -> None:
-        """Append a step whose outputs are now known, and number them."""
+        """Number a step's outputs, which are now known, and append it if any carries a signal."""
         gates = [self.tape.values[value].gate for value in step.inputs]
         gate = None
         if step.operation in GATES:
@@ -205,7 +229,8 @@ class Capture(TorchFunctionMode):
             self._track(tensor, gate) if tensor.is_floating_point() else self._know(tensor, DERIVED)
             for tensor in outputs
         )
-        self.tape.steps.append(step)
+        if any(output is not None for output in step.outputs):
+            self.tape.steps.append(step)
 
     # ── which tensors are known ──────────────────────────────────────────────────────────────────────
 
@@ -245,37 +270,56 @@ class Capture(TorchFunctionMode):
             elif item.is_inference():  # autograd would refuse to keep it for the adjoint
                 with torch.inference_mode(False):
                     return item.clone()
+            else:
+                item = item.detach()
+                self._constants.setdefault(_memory(item), []).append(item)
             return item
-        if type(item) in (list, tuple):
-            return type(item)(self._bind(part, tensors, values, marks) for part in item)
+        if isinstance(item, (list, tuple)):
+            parts = [self._bind(part, tensors, values, marks) for part in item]
+            return parts if isinstance(item, list) else tuple(parts)
         return item
 
     # ── writes through shared memory ─────────────────────────────────────────────────────────────────
 
     def _aliases(self, target: Tensor) -> list[tuple[Tensor, Tensor | None]]:
         """The other live tensors on ``target``'s memory, untracked ones with a copy from before the write."""
-        memory = target.untyped_storage().data_ptr()
+        memory = _memory(target)
         found: list[tuple[Tensor, Tensor | None]] = []
         for key, (reference, mark) in list(self._known.items()):
             tensor = reference()
             if tensor is None:
                 del self._known[key]
-            elif tensor is not target and tensor.untyped_storage().data_ptr() == memory and memory:
+            elif tensor is not target and memory and _memory(tensor) == memory:
                 found.append((tensor, None if mark >= 0 else tensor.detach().clone()))
         return found
 
+    def _preserve(self, target: Tensor) -> None:
+        """Before ``target`` is written to: copies of the tape's inputs and constants on the same memory."""
+        memory = _memory(target)
+        tensors = self.tape.tensors
+        self.tape.tensors = tuple(t.detach().clone() if _memory(t) == memory else t for t in tensors)
+        for constant in self._constants.pop(memory, ()):
+            constant.data = constant.clone()
+
     def _overwrite(self, alias: Tensor, before: Tensor | None, target: Tensor) -> None:
         """Write down that ``alias`` changed where ``target``, on the same memory, was written to."""
-        new = self._value(target)
-        old = self._value(alias)
-        if new is None or (before is None and old is None):
-            return
-        inputs = (new,) if old is None else (new, old)
+        new, old = self._value(target), self._value(alias)
+        inputs = tuple(value for value in (new, old) if value is not None)
         size = alias.untyped_storage().nbytes() // alias.element_size()
         geometries = [(tuple(t.shape), t.stride(), t.storage_offset()) for t in (target, alias)]
-        first = Slot(1) if old is not None else before
+        if not inputs or bool((written_from(geometries, size, alias.device) < 0).all()):
+            return
+        arguments = (
+            target.detach().clone() if new is None else Slot(0),
+            before if old is None else Slot(len(inputs) - 1),
+        )
         function = functools.partial(write_through, geometries, size)
-        self._record(self._step("overwrite", function, (Slot(0), first), {}, inputs, False), [alias])
+        self._record(self._step("overwrite", function, arguments, {}, inputs, False), [alias])
+
+
+def _memory(tensor: Tensor) -> int:
+    """Where a tensor's storage lies; 0 if it has none."""
+    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else 0
 
 
 def _explain(step: Step, tensors: Sequence[Tensor], error: Exception) -> str:
@@ -301,7 +345,7 @@ def watch(
         The tape, and the output of the model, or of the layer if one is given.
     """
     with left_as_found(model), torch.inference_mode(False), torch.no_grad():
-        inputs = [tensor.clone() if tensor.is_inference() else tensor for tensor in inputs]
+        inputs = [tensor.clone() for tensor in inputs]  # the pass may write to them
         capture = Capture(model, inputs, layer, gradient)
         capture.begin(inputs)
         with capture:
@@ -317,21 +361,28 @@ def watch(
 @contextlib.contextmanager
 def left_as_found(model: nn.Module) -> Iterator[None]:
     """Put buffers (batch norm's statistics) and the random state back, also after an error."""
-    saved = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    versions = [None if buffer.is_inference() else buffer._version for _, _, buffer, _ in saved]
+    saved = [(module, dict(module._buffers)) for module in model.modules()]
+    contents = {
+        buffer: buffer.detach().clone()
+        for buffer in model.buffers()
+        if buffer.layout == torch.strided and not buffer.is_meta
+    }
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     devices = [] if device.type in ("cpu", "meta") else [device]
     with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
         try:
             yield
         finally:
-            for (module, name, buffer, before), version in zip(saved, versions, strict=True):
-                if version is None or buffer._version != version:
-                    with torch.inference_mode(buffer.is_inference()), torch.no_grad():
-                        buffer.copy_(before)
-                module._buffers[name] = buffer
+            for module, buffers in saved:
+                for name in module._buffers.keys() - buffers.keys():
+                    del module._buffers[name]
+                module._buffers.update(buffers)
+            for buffer, content in contents.items():
+                _restore(buffer, content)
+
+
+def _restore(buffer: Tensor, content: Tensor) -> None:
+    """Write ``content`` back if it changed, behind the version counter: a pending backward stays valid."""
+    if not torch.equal(buffer, content):
+        with torch.inference_mode(buffer.is_inference()), torch.no_grad():
+            buffer.data.copy_(content)

@@ -29,9 +29,9 @@ _ROWS: list[tuple[str, Rule]] = [
         "view_as reshape reshape_as flatten unflatten ravel transpose swapaxes swapdims t T mT permute "
         "movedim moveaxis squeeze unsqueeze contiguous clone getitem setitem narrow select index_select "
         "gather chunk split split_with_sizes tensor_split unbind expand expand_as broadcast_to repeat "
-        "repeat_interleave tile flip fliplr flipud roll rot90 pad sum mean cumsum interpolate upsample "
-        "upsample_nearest upsample_bilinear pixel_shuffle pixel_unshuffle channel_shuffle unfold fold "
-        "masked_fill where tril triu diagonal copy zero fill as_strided index_add index_copy overwrite "
+        "repeat_interleave tile flip fliplr flipud roll rot90 pad sum mean cumsum interpolate "
+        "pixel_shuffle pixel_unshuffle channel_shuffle unfold fold "
+        "masked_fill where tril triu diagonal copy zero fill index_add index_copy overwrite "
         "max_unpool1d max_unpool2d max_unpool3d",
         Rule(EXACT, linear.adjoint, listed=False, classify=linear.linear_kind),
     ),
@@ -49,14 +49,18 @@ _ROWS: list[tuple[str, Rule]] = [
     ),
     ("linear", Rule(EXACT, linear.transposed_matrix, listed=False, classify=linear.product_kind)),
     (
-        "to type float double half bfloat16 type_as requires_grad",
+        "to type float double half bfloat16 type_as",
         Rule(EXACT, linear.identity, listed=False),
     ),
     # ── rectifiers: rectify the signal ───────────────────────────────────────────────────────────────
     ("relu", Rule(EXACT, rectifiers.rectify)),
     (
-        "relu6 leaky_relu prelu rrelu elu selu celu gelu silu hardswish mish softplus",
+        "relu6 leaky_relu prelu elu selu celu gelu silu hardswish mish softplus",
         Rule(GENERALISED, rectifiers.rectify),
+    ),
+    (
+        "rrelu",
+        Rule(GENERALISED, rectifiers.rectify, observe=gates.observe_random, rerun=gates.rerun_random),
     ),
     (
         "clamp clip clamp_min hardtanh threshold",
@@ -84,7 +88,7 @@ _ROWS: list[tuple[str, Rule]] = [
         ),
     ),
     (
-        "instance_norm group_norm layer_norm rms_norm",
+        "instance_norm group_norm layer_norm rms_norm normalize",
         Rule(GENERALISED, norms.scale, observe=norms.observe_norm, rerun=norms.rerun_norm),
     ),
     ("local_response_norm", Rule(GENERALISED, linear.identity)),
@@ -106,14 +110,14 @@ _ROWS: list[tuple[str, Rule]] = [
         ),
     ),
     (
-        "sigmoid hardsigmoid softmax log_softmax expit special_expit",
+        "sigmoid hardsigmoid softmax log_softmax special_expit",
         Rule(GRADIENT, gates.gradient, observe=gates.observe_gradient),
     ),
 ]
 
 RULES: dict[str, Rule] = {name: rule for names, rule in _ROWS for name in names.split()}
 
-GATES = frozenset(("sigmoid", "hardsigmoid", "softmax", "expit", "special_expit"))
+GATES = frozenset(("sigmoid", "hardsigmoid", "softmax", "special_expit"))
 """Operations whose output, multiplied by a map, is a gate."""
 KEEPS_GATES = (linear.adjoint, linear.identity, gates.pass_gate)
 """Ways back of the operations that a gate survives: it is reshaped or scaled, and still one."""

@@ -59,7 +59,8 @@ def gated_half(step: Step, signals: Signals, context: Context) -> Signals:
 
 def dropout_kind(step: Step, values: Sequence[Value]) -> str:
     """In train mode the mask is a gate."""
-    return GATE if step.argument(2, "training", step.keywords.get("train", True)) else EXACT
+    default = step.keywords.get("train", "alpha" not in step.operation)
+    return GATE if step.argument(2, "training", default) else EXACT
 
 
 def observe_dropout(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], run: Run) -> Any:
@@ -101,6 +102,23 @@ def gradient(step: Step, signals: Signals, context: Context) -> Signals:
     """The plain gradient at the recorded inputs."""
     signal = next(signal for signal in signals if signal is not None)
     return pull_back(step, signals, [kept.to(signal.dtype, copy=True) for kept in step.kept])
+
+
+def observe_random(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], run: Run) -> Any:
+    """Keep where the generator stood, to draw the same numbers again."""
+    step.kept = default_generator(inputs[0].device).get_state()
+    return run()
+
+
+def rerun_random(step: Step, *inputs: Tensor) -> Any:
+    """With the numbers drawn in the pass; the generator stays where it is."""
+    generator = default_generator(inputs[0].device)
+    now = generator.get_state()
+    try:
+        generator.set_state(step.kept)
+        return step.call(*inputs)
+    finally:
+        generator.set_state(now)
 
 
 def default_generator(device: torch.device) -> torch.Generator:

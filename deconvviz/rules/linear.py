@@ -22,12 +22,12 @@ def product_kind(step: Step, values: Sequence[Value]) -> str:
     """Linear in one factor (for a quotient: the numerator); in two that depend on the input, not."""
     if len(step.inputs) > 1 or "rounding_mode" in step.keywords:
         return UNSUPPORTED
-    if step.operation in QUOTIENTS and not isinstance(step.argument(0, "input"), Slot):
+    if step.operation in LINEAR_IN_FIRST and not isinstance(step.argument(0, "input"), Slot):
         return UNSUPPORTED
     return linear_kind(step, values)
 
 
-QUOTIENTS = ("div", "divide", "true_divide")
+LINEAR_IN_FIRST = ("div", "divide", "true_divide", "grid_sample")
 
 
 def adjoint(step: Step, signals: Signals, context: Context) -> Signals:
@@ -82,7 +82,8 @@ def filter_back(step: Step, signals: Signals, context: Context) -> Signals:
         *step.arguments, **step.keywords
     )
     signal, shape = signals[0], context.values[step.inputs[0]].shape
-    if signal is None or isinstance(padding, str) or len(shape) != weight.dim():
+    filtered = isinstance(step.argument(0, "input"), Slot)
+    if signal is None or not filtered or isinstance(padding, str) or len(shape) != weight.dim():
         return adjoint(step, signals, context)
     spatial = weight.dim() - 2
     batch = signal.flatten(0, 1)
@@ -104,8 +105,10 @@ def filter_back(step: Step, signals: Signals, context: Context) -> Signals:
 
 def transposed_matrix(step: Step, signals: Signals, context: Context) -> Signals:
     """The transposed matrix, without bias."""
-    (signal,) = signals
-    return [None if signal is None else signal @ step.argument(1, "weight").to(signal.dtype)]
+    (signal,), weight = signals, step.argument(1, "weight")
+    if signal is None or not isinstance(step.argument(0, "input"), Slot) or weight.dim() == 1:
+        return adjoint(step, signals, context)
+    return [signal @ weight.to(signal.dtype)]
 
 
 def each(item: Any, count: int) -> list[int]:

@@ -39,6 +39,7 @@ def observe_pool(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], 
         )
     step.kept = Switches.record(indices, windows)
     asked = name != step.operation or step.keywords.get("return_indices", False)
+    asked = asked or step.function is torch.adaptive_max_pool1d  # unlike F.adaptive_max_pool1d
     return (output, indices) if asked else output
 
 
@@ -53,7 +54,8 @@ def observe_maximum(step: Step, values: Sequence[Value], inputs: Sequence[Tensor
     with torch.no_grad():
         first, second = (fill(step.argument(i, name), inputs) for i, name in ((0, "input"), (1, "other")))
         if isinstance(second, Tensor):
-            if len(step.inputs) == 2 or second.any():
+            constant = second if isinstance(step.argument(0, "input"), Slot) else first
+            if len(step.inputs) == 2 or constant.any():
                 step.kept = first >= second
         else:
             dims = step.argument(1, "dim")

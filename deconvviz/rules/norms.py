@@ -13,16 +13,18 @@ from deconvviz.rules.rule import EXACT, GENERALISED, Context, Run, Signals
 from deconvviz.tape import Step, Value
 
 
-def _batch_norm(x: Tensor, mean: Any, var: Any, weight: Any = None, bias: Any = None, training: bool = False,
-                momentum: float = 0.1, eps: float = 1e-5) -> tuple[Any, ...]:  # fmt: skip
-    spread = _variance(x, [0, *range(2, x.dim())]).flatten() if training or var is None else var
+def _batch_norm(x: Tensor, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None,
+                training: bool = False, momentum: float = 0.1, eps: float = 1e-5) -> Any:  # fmt: skip
+    batch = training or running_var is None
+    spread = _variance(x, [0, *range(2, x.dim())]).flatten() if batch else running_var
     return _per_channel(torch.rsqrt(spread + eps), x), _per_channel(weight, x)
 
 
-def _instance_norm(x: Tensor, mean: Any = None, var: Any = None, weight: Any = None, bias: Any = None,
-                   use_input_stats: Any = True, momentum: Any = 0.1, eps: Any = 1e-5) -> Any:  # fmt: skip
-    batch = use_input_stats or var is None
-    spread = _variance(x, range(2, x.dim())) if batch else var.view(-1, *[1] * (x.dim() - 2))
+def _instance_norm(x: Tensor, running_mean: Any = None, running_var: Any = None, weight: Any = None,
+                   bias: Any = None, use_input_stats: Any = True, momentum: Any = 0.1,
+                   eps: float = 1e-5) -> Any:  # fmt: skip
+    batch = use_input_stats or running_var is None
+    spread = _variance(x, range(2, x.dim())) if batch else running_var.view(-1, *[1] * (x.dim() - 2))
     return torch.rsqrt(spread + eps), _per_channel(weight, x)
 
 
@@ -46,12 +48,18 @@ def _rms_norm(
     return torch.rsqrt(mean + (torch.finfo(x.dtype).eps if eps is None else eps)), weight
 
 
+def _normalize(x: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None) -> Any:
+    lengths = x.to(torch.promote_types(x.dtype, torch.float32)).norm(p, dim, keepdim=True)
+    return (lengths.clamp_min(eps).reciprocal(),)
+
+
 _FACTORS: dict[str, Callable[..., tuple[Any, ...]]] = {
     "batch_norm": _batch_norm,
     "instance_norm": _instance_norm,
     "group_norm": _group_norm,
     "layer_norm": _layer_norm,
     "rms_norm": _rms_norm,
+    "normalize": _normalize,
 }
 
 
@@ -87,11 +95,6 @@ def scale(step: Step, signals: Signals, context: Context) -> Signals:
         if signal is not None and factor is not None:
             signal = signal * factor.to(signal.dtype)
     return [signal]
-
-
-def contrast(step: Step, signals: Signals, context: Context) -> Signals:
-    """Contrast normalisation passes the signal on, as the paper's public reimplementations do."""
-    return [signals[0]]
 
 
 def _variance(x: Tensor, dims: Sequence[int]) -> Tensor:

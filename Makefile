@@ -1,0 +1,29 @@
+# `make demo` and `make test` set up everything on a fresh machine: a virtual environment in .venv, then run.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+SOURCES := deconvviz tests benchmarks docs
+
+.PHONY: demo test test-all lint bench
+
+$(VENV)/ready: pyproject.toml
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --editable ".[demo,test]"
+	touch $@
+
+demo: $(VENV)/ready
+	$(RUN) -m deconvviz demo --out demo_out
+
+test: $(VENV)/ready
+	$(RUN) -m pytest
+
+test-all: $(VENV)/ready
+	$(RUN) -m pytest -m ""
+
+lint: $(VENV)/ready
+	$(RUN) -m ruff check $(SOURCES)
+	$(RUN) -m ruff format --check $(SOURCES)
+	$(RUN) -m mypy
+
+bench: $(VENV)/ready
+	for script in recording project_feature_maps; do $(RUN) benchmarks/$$script.py || exit 1; done

@@ -1,0 +1,7 @@
+"""``python -m deconvviz``."""
+
+import sys
+
+from deconvviz.cli import main
+
+sys.exit(main())

@@ -1,0 +1,126 @@
+"""The command line: ``deconvviz demo | project | check | layers``.
+
+Parsers only; :mod:`~deconvviz.commands` does the work. A user's mistake ends in exit code 2 and one line on
+stderr, never in a traceback. A new command is an entry of :data:`COMMANDS`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from deconvviz.commands import check, demo, layers, project, say
+from deconvviz.errors import DeconvvizError, InvalidInput
+from deconvviz.plotting import FIGURE_SUFFIXES
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0; 1 from ``check`` if an operation is unsupported; 2 for a user's mistake; 130 after Ctrl-C.
+    """
+    try:
+        arguments = _parser().parse_args(argv)
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `deconvviz layers ... | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (DeconvvizError, OSError) as error:
+        say(str(error))
+        return 2
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Leave the usage out: one line tells what is wrong and where to read more."""
+        raise InvalidInput(f"{message} (see {self.prog} --help)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="deconvviz", description="See what a CNN has learned.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, (run, summary, add_options) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        command.set_defaults(run=run)
+        add_options(command)
+    return parser
+
+
+def _demo_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("demo_out"), metavar="DIR", help="default: demo_out")
+
+
+def _project_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    _model_options(parser)
+    add = parser.add_argument
+    add("--layer", required=True, metavar="L", help="as `deconvviz layers` lists them")
+    add("--fmap", type=_fmap, nargs="+", required=True, metavar="I", help="feature maps, or 'strongest'")
+    add("--position", type=_position, default="max", metavar="max|all|Y,X", help="in map cells; default: max")
+    add("--panel", action="store_true", help="beside captum's methods and shuffled weights")
+    add("--out", type=_figure, required=True, metavar="FILE", help=", ".join(FIGURE_SUFFIXES))
+
+
+def _model_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", required=True, metavar="NAME", help="of torchvision, or module:factory")
+    add("--weights", metavar="W", help="DEFAULT or another of torchvision's, or a state dict's FILE")
+    add("--size", type=_pixel_count, metavar="PIXELS", help="side of the input; default: the model's own")
+    add("--resize", type=_pixel_count, metavar="PIXELS", help="short side before the crop")
+    add("--device", type=_device, default=torch.device("cpu"), metavar="D", help="default: cpu")
+    add("--on-unsupported", choices=("raise", "gradient"), default="raise", help="operations without a rule")
+
+
+COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str, Callable[..., None]]] = {
+    "demo": (demo, "Look at real features of a real network: write a page.", _demo_options),
+    "project": (project, "Project feature maps of a layer to the pixels of pictures.", _project_options),
+    "check": (check, "List how every operation of a model goes back.", _model_options),
+    "layers": (layers, "List the layers of a model and the shapes they put out.", _model_options),
+}
+
+
+def _fmap(text: str) -> int | str:
+    return text if text == "strongest" else _whole_number(text, "a map's number, or 'strongest'")
+
+
+def _position(text: str) -> str | tuple[int, ...]:
+    if text in ("max", "all"):
+        return text
+    return tuple(_whole_number(part, "'max', 'all', or map cells Y,X") for part in text.split(","))
+
+
+def _pixel_count(text: str) -> int:
+    if (count := _whole_number(text, "a number of pixels")) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected 1 pixel or more")
+    return count
+
+
+def _whole_number(text: str, expected: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected {expected}") from None
+
+
+def _figure(text: str) -> Path:
+    if (path := Path(text)).suffix.lower() not in FIGURE_SUFFIXES:
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in one of {', '.join(FIGURE_SUFFIXES)}")
+    return path
+
+
+def _device(text: str) -> torch.device:
+    try:
+        return torch.empty(0, device=text).device
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f"no device {text!r}: {error}") from error

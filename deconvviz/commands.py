@@ -1,0 +1,173 @@
+"""What each command does with its parsed arguments; every function returns the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from deconvviz.capture import require_module, watch
+from deconvviz.check import CheckReport
+from deconvviz.comparison import compare, shuffled_weights
+from deconvviz.deconvnet import Deconvnet
+from deconvviz.demo import run_demo
+from deconvviz.errors import DeconvvizError, InvalidInput
+from deconvviz.images import (
+    PICTURE_SUFFIXES,
+    display_scale,
+    displayable,
+    load_picture,
+    save_picture,
+    to_pixels,
+)
+from deconvviz.layers import address
+from deconvviz.model_zoo import LoadedModel, load_model
+from deconvviz.plotting import comparison_panel, panel, save_figure
+from deconvviz.tape import Tape
+
+CLIP_FRAMES = 16
+"""Length of the clip on which a video model is checked."""
+
+
+def say(text: str) -> None:
+    """Write one line to stderr."""
+    print("deconvviz:", " ".join(text.split()), file=sys.stderr)
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    """Write the demo page."""
+    print(f"open {run_demo(arguments.out)}")
+    return 0
+
+
+def project(arguments: argparse.Namespace) -> int:
+    """Write feature maps of a layer, projected to the pixels of pictures."""
+    if arguments.panel and arguments.position != "max":
+        raise InvalidInput("--panel shows each map's strongest position: leave --position or --panel out")
+    loaded = _load(arguments)
+    inputs = [loaded.transform(load_picture(p))[None].to(arguments.device) for p in arguments.images]
+    draw = _draw_comparisons if arguments.panel else _draw_projections
+    draw(arguments, loaded, inputs)
+    print(f"wrote {arguments.out}")
+    if not loaded.learned:
+        say("warning: without --weights the weights are random, so the pictures show nothing learned")
+    return 0
+
+
+def _draw_projections(arguments: argparse.Namespace, loaded: LoadedModel, inputs: Sequence[Tensor]) -> None:
+    """Write one map of one picture as pixels, more as a panel with a row for each picture."""
+    rows, scales, labels = [], [], []
+    for path, image in zip(arguments.images, inputs, strict=True):
+        with _recorded(loaded, image, arguments) as deconv:
+            maps = _maps(deconv, arguments)
+            pixels = deconv.project(arguments.layer, maps, position=arguments.position)[0]
+        for fmap, projection in zip(maps, pixels, strict=True):
+            if not projection.any():
+                say(f"warning: map {fmap} of {arguments.layer} is silent in {path}: plain grey")
+        rows.append([_pixels(image, loaded), *map(displayable, pixels)])
+        scales.append([None, *map(display_scale, pixels)])
+        labels.append(f"{path.name}: map {maps[0]}" if arguments.fmap == ["strongest"] else path.name)
+    if len(rows) == len(arguments.fmap) == 1 and arguments.out.suffix.lower() in PICTURE_SUFFIXES:
+        save_picture(rows[0][1], arguments.out)
+    else:
+        titles = [f"{arguments.layer} {'' if m == 'strongest' else 'map '}{m}" for m in arguments.fmap]
+        save_figure(panel(rows, ["picture", *titles], labels, scales), arguments.out)
+
+
+def _draw_comparisons(arguments: argparse.Namespace, loaded: LoadedModel, inputs: Sequence[Tensor]) -> None:
+    """Write the panel of methods, a row for each map of each picture."""
+    shuffled = shuffled_weights(loaded.model)
+    comparisons = []
+    for image in inputs:
+        with _recorded(loaded, image, arguments) as deconv:
+            maps = _maps(deconv, arguments)
+        comparisons += [
+            compare(loaded.model, image, arguments.layer, fmap, shuffled, arguments.on_unsupported)
+            for fmap in maps
+        ]
+    save_figure(comparison_panel(comparisons, loaded.transform.mean, loaded.transform.std), arguments.out)
+
+
+@contextmanager
+def _recorded(loaded: LoadedModel, image: Tensor, arguments: argparse.Namespace) -> Iterator[Deconvnet]:
+    """A deconvnet that has seen the model's pass over a picture."""
+    with Deconvnet(loaded.model, on_unsupported=arguments.on_unsupported) as deconv:
+        with _forward_pass(image), torch.no_grad():
+            loaded.model(image)
+        yield deconv
+
+
+def _maps(deconv: Deconvnet, arguments: argparse.Namespace) -> list[int]:
+    """The maps that were asked for, by number."""
+    if arguments.fmap == ["strongest"]:
+        return deconv.strongest(arguments.layer)[0].tolist()
+    return arguments.fmap
+
+
+def _pixels(image: Tensor, loaded: LoadedModel) -> NDArray[np.uint8]:
+    return to_pixels(image[0], loaded.transform.mean, loaded.transform.std)
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Print how every operation of a model goes back; 1 if one has no rule."""
+    report = CheckReport.of(_watched(arguments)[1])
+    print(report)
+    return 0 if report.supported else 1
+
+
+def layers(arguments: argparse.Namespace) -> int:
+    """Print every module call of a pass, in the order they end: address, type, shape of the output."""
+    model, tape = _watched(arguments)
+    counts = tape.counts()
+    rows = [("layer", "type", "output")]
+    for call in tape.calls:
+        shapes = [str(tuple(tape.values[value].shape)) for value in call.outputs if value is not None]
+        kind = type(model.get_submodule(call.name)).__name__
+        rows.append((address(call.name, call.number, counts) or "(the model)", kind, ", ".join(shapes)))
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    for name, kind, shape in rows:
+        print(f"{name:<{widths[0]}}  {kind:<{widths[1]}}  {shape}")
+    return 0
+
+
+def _load(arguments: argparse.Namespace) -> LoadedModel:
+    """The model on its device, with the sizes that the user asked for."""
+    loaded = load_model(arguments.model, arguments.weights)
+    size = arguments.size or loaded.transform.size
+    resize = arguments.resize or round(size * loaded.transform.resize / loaded.transform.size)
+    transform = replace(loaded.transform, size=size, resize=resize)
+    return replace(loaded, model=loaded.model.to(arguments.device), transform=transform)
+
+
+def _watched(arguments: argparse.Namespace) -> tuple[nn.Module, Tape]:
+    """The model, and its pass over noise of the shape that its first convolution takes."""
+    loaded = _load(arguments)
+    model = require_module(loaded.model)
+    first = next((m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))), None)
+    space = 2 if first is None else len(first.kernel_size)
+    shape = [1, 3 if first is None else first.in_channels, *[loaded.transform.size] * min(space, 2)]
+    shape[2:2] = [CLIP_FRAMES] * (space - 2)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(arguments.device)
+    with _forward_pass(noise):
+        tape, _ = watch(model, (noise,), gradient=arguments.on_unsupported == "gradient")
+    return model, tape
+
+
+@contextmanager
+def _forward_pass(image: Tensor) -> Iterator[None]:
+    """Tell what the model's own code raises as what it is: this input does not suit it."""
+    try:
+        yield
+    except DeconvvizError:
+        raise
+    except Exception as error:
+        raise InvalidInput(
+            f"the model failed on an input of shape {tuple(image.shape)} with {type(error).__name__}: {error}"
+        ) from error

@@ -1,0 +1,73 @@
+"""Weights from a file into a model, safely, or a clear word on how they differ.
+
+A file is read with ``weights_only=True``: it can hold tensors and no code. It is a state dict, alone or under
+``"state_dict"`` or ``"model"``, with or without ``DataParallel``'s ``"module."`` before every name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from deconvviz.errors import WeightsError
+
+TRAINING_HEADS = ("aux1.", "aux2.", "AuxLogits.")
+"""Heads of GoogLeNet and Inception v3 that run in train mode only: weights files have them or not."""
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load the state dict in ``path`` into ``model``.
+
+    Raises:
+        WeightsError: the file is missing, damaged, holds more than tensors, or does not fit the model.
+    """
+    state, own = _read_state_dict(path), model.state_dict()
+    optional = (*TRAINING_HEADS, "aux_classifier.")
+    missing = [key for key in own if key not in state and not key.startswith(TRAINING_HEADS)]
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]  # old files lack it
+    unexpected = [key for key in state if key not in own and not key.startswith(optional)]
+    reshaped = {
+        key: (tuple(state[key].shape), tuple(own[key].shape))
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    }
+    if reshaped and not missing and not unexpected and len(reshaped) <= 2:  # weight and bias of a head
+        (theirs, ours), *_ = reshaped.values()
+        if theirs[1:] == ours[1:]:
+            raise WeightsError(
+                f"{path} has {theirs[0]} classes, the model {ours[0]} ({', '.join(reshaped)}): "
+                f"give --model module:factory with a factory that builds the model for {theirs[0]} classes"
+            )
+    shapes = [f"{key} {theirs}, not {ours}" for key, (theirs, ours) in reshaped.items()]
+    differences = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    if found := [f"{what}: {_first(keys)}" for what, keys in differences.items() if keys]:
+        raise WeightsError(f"{path} does not fit the {type(model).__name__}; {'; '.join(found)}")
+    model.load_state_dict(state, strict=False)
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The state dict of a file, in any of its usual wrappings."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be opened: {error.strerror or error}") from error
+    except Exception as error:  # on damaged and hostile files the reader raises almost anything
+        raise WeightsError(
+            f"{path} is not a file of tensors alone, and was not read further ({type(error).__name__}): "
+            "save the weights with torch.save(model.state_dict(), path)"
+        ) from error
+    for wrapping in ("state_dict", "model"):
+        state = state[wrapping] if isinstance(state, dict) and wrapping in state else state
+    if not isinstance(state, dict) or not state or not all(isinstance(t, Tensor) for t in state.values()):
+        raise WeightsError(
+            f"{path} holds no state dict: save the weights with torch.save(model.state_dict(), path)"
+        )
+    prefix = "module." if all(str(key).startswith("module.") for key in state) else ""
+    return {str(key).removeprefix(prefix): tensor for key, tensor in state.items()}
+
+
+def _first(keys: list[str]) -> str:
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return ", ".join(keys[:3]) + more
