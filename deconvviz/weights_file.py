@@ -6,6 +6,7 @@ A file is read with ``weights_only=True``: it can hold tensors and no code. It i
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -50,7 +51,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
     """The state dict of a file, in any of its usual wrappings."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch says of a pickle's protocol helps nobody
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise WeightsError(f"{path} cannot be opened: {error.strerror or error}") from error
     except Exception as error:  # on damaged and hostile files the reader raises almost anything

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import DenseNet, googlenet, inception
+from torchvision.models import DenseNet
 from torchvision.models.convnext import LayerNorm2d
+from torchvision.models.googlenet import BasicConv2d as GoogLeNetConv2d
+from torchvision.models.inception import BasicConv2d as InceptionConv2d
 from torchvision.ops.misc import SqueezeExcitation
 
 
@@ -29,7 +31,7 @@ def with_relu_modules(model: nn.Module) -> nn.Module:
         return nn.Sequential(OrderedDict(parts)).eval()
 
     def sequence(module: nn.Module) -> nn.Module | None:
-        if isinstance(module, (googlenet.BasicConv2d, inception.BasicConv2d)):
+        if isinstance(module, (GoogLeNetConv2d, InceptionConv2d)):
             return nn.Sequential(module.conv, module.bn, nn.ReLU()).eval()
         return None
 

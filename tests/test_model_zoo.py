@@ -38,21 +38,20 @@ def saved(tmp_path, state, name="weights.pth"):
     return str(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", [NAME, "inception_v3", "efficientnet_b0", "fcn_resnet50", "r3d_18"])
+@pytest.mark.parametrize("name", [NAME, "inception_v3", "efficientnet_b0"])
 def test_a_picture_is_prepared_as_torchvision_prepares_it(name):
-    loaded = load_model(name)
     preset = next(iter(get_model_weights(name))).transforms()
     picture = Image.effect_noise((400, 350), 60).convert("RGB")
-    ours = loaded.transform(picture)
-    if name == "fcn_resnet50":  # torchvision does not crop there
-        theirs = preset(picture)[:, :, (594 - 520) // 2 :][:, :, :520]
-    elif name == "r3d_18":  # nor takes single pictures, and it would squeeze the aspect
-        assert loaded.transform.mean == tuple(preset.mean)
-        theirs = torch.empty(3, 112, 112)
-    else:
-        theirs = preset(picture)
-    assert ours.shape == theirs.shape
-    assert name == "r3d_18" or (ours - theirs).abs().max() < 0.02
+    assert torch.equal(load_model(name).transform(picture), preset(picture))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "mean"),
+    [("fcn_resnet50", 520, 0.485), ("r3d_18", 112, 0.43216), ("ssd300_vgg16", 256, 0.0)],
+)
+def test_other_families_are_built_without_a_download_and_prepared_by_their_presets(name, size, mean):
+    loaded = load_model(name)
+    assert (loaded.transform.size, loaded.transform.mean[0]) == (size, mean)
     assert not loaded.model.training
 
 

@@ -29,18 +29,18 @@ SPECIFICATION = importlib.util.spec_from_file_location("make_torchvision_table",
 table = sys.modules["make_torchvision_table"] = importlib.util.module_from_spec(SPECIFICATION)
 SPECIFICATION.loader.exec_module(table)
 
-REPRESENTATIVES = """
-alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 mnasnet0_5
-mobilenet_v2 mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18 resnext50_32x4d shufflenet_v2_x0_5 squeezenet1_1
-vgg11_bn wide_resnet50_2
-deeplabv3_mobilenet_v3_large fcn_resnet50 lraspp_mobilenet_v3_large
-fasterrcnn_mobilenet_v3_large_320_fpn retinanet_resnet50_fpn ssd300_vgg16 ssdlite320_mobilenet_v3_large
-r2plus1d_18 r3d_18
-""".split()
+REPRESENTATIVES = [
+    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet",
+    "inception_v3", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf",
+    "resnet18", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1", "vgg11_bn", "wide_resnet50_2",
+    "deeplabv3_mobilenet_v3_large", "fcn_resnet50", "lraspp_mobilenet_v3_large",
+    "fasterrcnn_mobilenet_v3_large_320_fpn", "retinanet_resnet50_fpn", "ssd300_vgg16",
+    "ssdlite320_mobilenet_v3_large", "r2plus1d_18", "r3d_18",
+]  # fmt: skip
 NAMES = [name for module in table.SECTIONS.values() for name in table.models(module)]
 DETECTORS = table.models(torchvision.models.detection)
 MAPS = [0, 1]
-TOLERANCE = 1e-5
+TOLERANCE = 5e-5
 
 
 @dataclass
@@ -198,12 +198,14 @@ def test_train_mode(name, shape, options):
         projections = {layer: deconv.project(layer, MAPS) for layer in (*case.layers, *auxiliary(case))}
         if isinstance(output, Tensor):
             attributions = seeded(deconv.attribute, images, 1)
-            assert relative_error(attributions, case.reference.attribute(case.reference.output, [1])) < 1e-4
+            assert (
+                relative_error(attributions, case.reference.attribute(case.reference.output, [1])) < TOLERANCE
+            )
         else:
             with pytest.raises(InvalidInput, match="choose a layer inside it"):
                 deconv.attribute(images, 1)
     for layer, pixels in projections.items():
-        assert relative_error(pixels, case.reference.project(layer, MAPS)) < 1e-4
+        assert relative_error(pixels, case.reference.project(layer, MAPS)) < TOLERANCE
     assert type(output) is type(plain)
     for found, expected in zip(
         [*flatten(output), *model.buffers()], [*flatten(plain), *untouched.buffers()], strict=True

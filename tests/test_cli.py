@@ -1,0 +1,347 @@
+"""The command line, in process: what is written and printed, and one line for every mistake."""
+
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import build
+from PIL import Image
+
+from deconvviz import commands
+from deconvviz.cli import main
+from deconvviz.images import displayable, to_input
+
+NETS = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+def tiny():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 8, 3))
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return self.relu(self.conv(self.relu(self.conv(x))))
+
+class Sine(Twice):
+    def forward(self, x):
+        return torch.sin(self.conv(x))
+
+class Silent(Twice):
+    def forward(self, x):
+        return F.relu(self.conv(x) * 0 - 1)
+"""
+TINY = ["--model", "nets:tiny", "--size", "32"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """The current folder, with factories in ``nets.py`` and two pictures."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "nets.py").write_text(NETS)
+    for seed, name in enumerate(["a.png", "b.jpg"]):
+        noise = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((100, 80), Image.Resampling.BICUBIC).save(tmp_path / name)
+    yield tmp_path
+    sys.modules.pop("nets", None)
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def pixels(path):
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def is_alive(path):
+    """Whether a picture has content all over, and is not a plain square."""
+    return pixels(path).std() > 5
+
+
+# ── project ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_one_map_of_one_picture_is_the_filter_where_the_unit_is(folder, capsys):
+    """A first convolution's unit, by hand: its filter at its place, times its activation."""
+    place = ["--layer", "0", "--fmap", 2, "--position", "5,7", "--out", "map.png"]
+    assert run("project", "a.png", *TINY, *place) == 0
+
+    image = to_input(Image.open("a.png"), 32, round(32 * 256 / 224))
+    import nets
+
+    weight = nets.tiny()[0].weight[2].detach()
+    expected = torch.zeros(3, 32, 32)
+    expected[:, 5:8, 7:10] = weight * (weight * image[:, 5:8, 7:10]).sum()
+    assert np.abs(pixels("map.png").astype(int) - displayable(expected)).max() <= 1
+    assert capsys.readouterr() == ("wrote map.png\n", "")
+
+
+def test_several_pictures_and_maps_make_a_panel(folder, capsys):
+    out = folder / "new" / "panel.png"
+    assert run("project", "a.png", "b.jpg", *TINY, "--layer", 3, "--fmap", 0, 5, 7, "--out", out) == 0
+    width, height = Image.open(out).size
+    assert width > 4 * 190 and height > 2 * 190  # the picture and three maps; two rows
+    assert is_alive(out)
+
+
+def test_one_map_can_be_drawn_too():
+    assert run("project", "a.png", *TINY, "--layer", 3, "--fmap", 0, "--out", "map.pdf") == 0
+    assert Path("map.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_the_strongest_map_is_found_for_each_picture(monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(commands, "panel", lambda *arguments: drawn.update(labels=arguments[2]))
+    monkeypatch.setattr(commands, "save_figure", lambda *_: None)
+    assert run("project", "a.png", "b.jpg", *TINY, "--layer", 1, "--fmap", "strongest", "--out", "s.png") == 0
+    import nets
+
+    expected = []
+    for name in ("a.png", "b.jpg"):
+        image = to_input(Image.open(name), 32, round(32 * 256 / 224))
+        totals = nets.tiny()[:2](image[None])[0].sum((1, 2))
+        expected.append(f"{name}: map {totals.argmax()}")
+    assert drawn["labels"] == expected
+
+
+def test_position_and_size_are_heeded():
+    for out, options in {
+        "max": [],
+        "all": ["--position", "all"],
+        "size": ["--size", 48],
+        "resize": ["--resize", 64],
+    }.items():
+        assert run("project", "a.png", *TINY, "--layer", 3, "--fmap", 1, "--out", f"{out}.png", *options) == 0
+    assert Image.open("size.png").size == (48, 48)
+    assert len({pixels(f"{name}.png").tobytes() for name in ("max", "all", "resize")}) == 3
+    reached = {name: (pixels(f"{name}.png") != 128).any(-1).sum() for name in ("max", "all")}
+    assert reached["all"] > 5 * reached["max"]
+
+
+def test_the_panel_of_methods():
+    """Guided backprop and saliency are beside it: five cells a row, a row for each map."""
+    assert run("project", "a.png", *TINY, "--layer", 3, "--fmap", 0, 5, "--panel", "--out", "panel.png") == 0
+    width, height = Image.open("panel.png").size
+    assert width > 5 * 190 and height > 2 * 190
+    assert is_alive("panel.png")
+
+
+def test_weights_from_a_file_make_the_difference(capsys):
+    torch.save({"state_dict": build("squeezenet1_1", seed=1).state_dict()}, "weights.pth")
+    place = ["--layer", "features.4", "--fmap", 3, "--size", 64, "--out"]
+    assert run("project", "a.png", "--model", "squeezenet1_1", *place, "random.png") == 0
+    warning = capsys.readouterr().err
+    assert warning.count("\n") == 1 and "random" in warning
+    assert (
+        run("project", "a.png", "--model", "squeezenet1_1", "--weights", "weights.pth", *place, "a1.png") == 0
+    )
+    assert capsys.readouterr().err == ""
+    assert (pixels("random.png") != pixels("a1.png")).any()
+    assert is_alive("random.png") and is_alive("a1.png")
+
+
+def test_a_silent_map_is_said_to_be_silent(capsys):
+    options = ["--model", "nets:Silent", "--size", 32, "--layer", "", "--fmap", 1, "--out", "grey.png"]
+    assert run("project", "a.png", *options) == 0
+    assert "map 1 of the model is silent in a.png" in capsys.readouterr().err
+    assert (pixels("grey.png") == 128).all()
+
+
+def test_an_unsupported_operation_can_be_taken_by_its_gradient():
+    options = ["--model", "nets:Sine", "--size", 32, "--layer", "", "--fmap", 1, "--out", "sine.png"]
+    assert run("project", "a.png", *options) == 2
+    assert run("project", "a.png", *options, "--on-unsupported", "gradient") == 0
+    assert (pixels("sine.png") != 128).any()
+
+
+# ── check and layers ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_layers_lists_every_call_with_its_address_type_and_shape(capsys):
+    assert run("layers", "--model", "nets:Twice", "--size", 20) == 0
+    assert [re.split("  +", line) for line in capsys.readouterr().out.splitlines()] == [
+        ["layer", "type", "output"],
+        ["conv#1", "Conv2d", "(1, 3, 20, 20)"],
+        ["relu#1", "ReLU", "(1, 3, 20, 20)"],
+        ["conv#2", "Conv2d", "(1, 3, 20, 20)"],
+        ["relu#2", "ReLU", "(1, 3, 20, 20)"],
+        ["(the model)", "Twice", "(1, 3, 20, 20)"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("resnet18", "layer1.0.relu#2 ReLU (1, 64, 16, 16)"),
+        ("r3d_18", "layer4.1.relu Re"),
+        ("fcn_resnet50", "classifier.4 Conv2d (1, 21, 8, 8)"),
+    ],
+)
+def test_layers_of_torchvision(name, row, capsys):
+    assert run("layers", "--model", name, "--size", 64) == 0
+    out, err = capsys.readouterr()
+    assert any(" ".join(line.split()).startswith(row) for line in out.splitlines())
+    assert err == ""
+
+
+def test_check_prints_the_table_and_fails_on_an_operation_without_a_rule(capsys):
+    assert run("check", "--model", "squeezenet1_1", "--size", 64) == 0
+    assert "30 exact" in capsys.readouterr().out
+    assert run("check", "--model", "nets:Sine", "--size", 32) == 1
+    assert "sin" in capsys.readouterr().out
+    assert run("check", "--model", "nets:Sine", "--size", 32, "--on-unsupported", "gradient") == 0
+
+
+# ── mistakes ─────────────────────────────────────────────────────────────────────────────────────────────
+
+PROJECT = ["project", "a.png", *TINY, "--out", "out.png"]
+UNIT = ["--layer", "3", "--fmap", "1"]
+MISTAKES = {
+    "no command": ([], "arguments are required: COMMAND"),
+    "unknown command": (["paint"], "invalid choice: 'paint'"),
+    "no model": (["check"], "required: --model"),
+    "unknown model": (["check", "--model", "resnet81"], "did you mean resnet18"),
+    "failing factory": (["check", "--model", "nets:nix"], "AttributeError"),
+    "unknown weights": (["check", "--model", "resnet18", "--weights", "V7"], "IMAGENET1K_V1"),
+    "unknown device": (["check", *TINY, "--device", "nix"], "no device 'nix'"),
+    "no pixels": (["check", *TINY, "--size", "0"], "'0'; expected 1 pixel or more"),
+    "too small an input": (["layers", "--model", "nets:tiny", "--size", "2"], "(1, 3, 2, 2)"),
+    "a model of two pictures": (["layers", "--model", "raft_small", "--size", "64"], "image2"),
+    "a clip is needed": (
+        ["project", "a.png", "--model", "r3d_18", "--out", "o.png", *UNIT],
+        "failed on an input",
+    ),
+    "missing picture": (["project", "nix.png", *TINY, *UNIT, "--out", "out.png"], "nix.png cannot be opened"),
+    "not a picture": (["project", "nets.py", *TINY, *UNIT, "--out", "out.png"], "nets.py is not a picture"),
+    "unknown layer": ([*PROJECT, "--layer", "9", "--fmap", "1"], "no layer '9'"),
+    "layer called twice": (
+        ["project", "a.png", "--model", "nets:Twice", "--size", "32", "--out", "o.png", "--layer", "relu"]
+        + ["--fmap", "1"],
+        "'relu#1', 'relu#2'",
+    ),
+    "map out of range": ([*PROJECT, "--layer", "3", "--fmap", "8"], "expected 0 to 7"),
+    "not a map": ([*PROJECT, "--layer", "3", "--fmap", "x"], "'x'; expected a map's number, or 'strongest'"),
+    "strongest and more": ([*PROJECT, "--layer", "3", "--fmap", "strongest", "1"], "expected an int"),
+    "position out of range": ([*PROJECT, *UNIT, "--position", "0,99"], "outside a map of 13 x 13 cells"),
+    "position of one number": ([*PROJECT, *UNIT, "--position", "1"], "expected 'max', 'all', (y, x)"),
+    "not a position": (
+        [*PROJECT, *UNIT, "--position", "top"],
+        "'top'; expected 'max', 'all', or map cells Y,X",
+    ),
+    "size above resize": ([*PROJECT, *UNIT, "--resize", "16"], "expected 1 <= size <= resize"),
+    "unknown format": (["project", "a.png", *TINY, *UNIT, "--out", "o.bmp"], "'o.bmp' does not end in"),
+    "a folder in the way": (
+        ["project", "a.png", *TINY, *UNIT, "--out", "nets.py/o.png"],
+        "cannot be written",
+    ),
+    "panel elsewhere": ([*PROJECT, *UNIT, "--panel", "--position", "all"], "--panel shows"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_line_and_code_2(arguments, message, capsys, folder):
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("deconvviz: ") and err.count("\n") == 1 and err.endswith("\n")
+    assert message in err
+    assert set(os.listdir(folder)) <= {"a.png", "b.jpg", "nets.py", "__pycache__"}
+
+
+def test_a_mistake_leaves_the_old_picture_as_it_was(folder):
+    (folder / "out.png").write_bytes(b"old")
+    assert run(*PROJECT, "--layer", 3, "--fmap", 8) == 2
+    assert (folder / "out.png").read_bytes() == b"old"
+
+
+class Payload:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+@pytest.mark.parametrize("content", [Payload(), {"0.weight": Payload()}], ids=["bare", "inside"])
+@pytest.mark.parametrize("kind", ["torch.save", "pickle"])
+def test_weights_that_run_code_are_refused_and_not_run(kind, content, capsys, folder):
+    if kind == "pickle":
+        Path("evil.pth").write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, "evil.pth")
+    assert run(*PROJECT, *UNIT, "--weights", "evil.pth") == 2
+    err = capsys.readouterr().err
+    assert "evil.pth is not a file of tensors alone" in err and err.count("\n") == 1
+    assert not (folder / "executed").exists()
+
+    if kind == "pickle":  # the payload works where nothing stops it
+        pickle.loads(Path("evil.pth").read_bytes())
+    else:
+        torch.load("evil.pth", weights_only=False)
+    assert (folder / "executed").exists()
+
+
+def test_a_failed_download_is_one_line(monkeypatch, capsys):
+    def refuse(*arguments, **keywords):
+        raise OSError("no network here")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
+    assert run("check", "--model", "resnet18", "--weights", "DEFAULT") == 2
+    err = capsys.readouterr().err
+    assert "no network here" in err and err.count("\n") == 1
+
+
+def test_ctrl_c_is_130_and_silent(monkeypatch, capsys):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "load_model", interrupt)
+    assert run("check", *TINY) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_defect_of_ours_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(commands, "watch", lambda *a, **k: (None, None))
+    with pytest.raises(AttributeError):
+        run("check", *TINY)
+
+
+# ── as a program ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_python_m_deconvviz():
+    command = [sys.executable, "-m", "deconvviz", "check", "--model", "resnet81"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("deconvviz: no model 'resnet81'") and done.stderr.count("\n") == 1
+
+
+def test_a_closed_pipe_is_no_error():
+    command = [sys.executable, "-m", "deconvviz", "layers", "--model", "nets:tiny"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 0
+
+
+def environment():
+    return os.environ | {"PYTHONPATH": str(Path(commands.__file__).parents[1])}
+
+
+@pytest.mark.parametrize("arguments", [[], ["demo"], ["project"], ["check"], ["layers"]])
+def test_help_is_no_mistake(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        run(*arguments, "--help")
+    out, err = capsys.readouterr()
+    assert (end.value.code, err) == (0, "")
+    assert out.startswith("usage: deconvviz")
