@@ -13,6 +13,7 @@ PACKAGE = Path(deconvviz.__file__).parent
 LEVELS = [
     ["__main__"],
     ["cli"],
+    ["commands"],
     ["demo"],
     ["plotting"],
     ["comparison"],

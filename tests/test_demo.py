@@ -121,10 +121,10 @@ def test_a_pair_is_the_patch_and_the_projection_of_the_unit_it_names(made, page)
 
 
 def test_strongest_units_against_a_loop():
-    activation = torch.rand(40, 9, 11, generator=torch.Generator().manual_seed(0))
+    activation = torch.rand(120, 9, 11, generator=torch.Generator().manual_seed(0))
     units = strongest_units(activation, 3, apart=2)
     expected = []
-    peaks = sorted(((activation[m].max().item(), m) for m in range(40)), reverse=True)
+    peaks = sorted(((activation[m].max().item(), m) for m in range(120)), reverse=True)
     for value, fmap in peaks:
         (y, x), *_ = (activation[fmap] == value).nonzero().tolist()
         near = [p for _, p in expected if abs(p[0] - y) <= 2 and abs(p[1] - x) <= 2]

@@ -34,6 +34,9 @@ CONSTANT, DERIVED = -1, -2
 detached tensor computed from it."""
 
 
+PLAIN = frozenset((int, float, bool, str, type(None)))
+
+
 class _Stop(BaseException):
     """Ends a forward pass at the chosen layer; not an ``Exception``, so that models do not catch it."""
 
@@ -119,7 +122,7 @@ class Capture(TorchFunctionMode):
             self._places.append((name, self._counts[name]))
 
     def _after(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if threading.get_ident() != self.thread or name not in dict(self._places):
+        if threading.get_ident() != self.thread or all(name != place[0] for place in self._places[::-1]):
             return  # another thread's, or a call that another pre-hook ended before ours
         while (place := self._places.pop())[0] != name:  # calls that a BaseException ended
             pass
@@ -166,9 +169,13 @@ class Capture(TorchFunctionMode):
         tensors: list[Tensor] = []
         values: list[int] = []
         marks: set[int] = set()
-        arguments = tuple(self._bind(item, tensors, values, marks) for item in args)
+        arguments = tuple(
+            item if type(item) in PLAIN else self._bind(item, tensors, values, marks) for item in args
+        )
         keywords = {
-            name: self._bind(item, tensors, values, marks) for name, item in kwargs.items() if name != "out"
+            name: item if type(item) in PLAIN else self._bind(item, tensors, values, marks)
+            for name, item in kwargs.items()
+            if name != "out"
         }
         if not values or operation in DETACHED or operation in FRESH:
             output = function(*args, **kwargs)
@@ -275,6 +282,8 @@ class Capture(TorchFunctionMode):
                 self._constants.setdefault(_memory(item), []).append(item)
             return item
         if isinstance(item, (list, tuple)):
+            if all(type(part) is int for part in item):  # a stride, a shape: the common case
+                return item
             parts = [self._bind(part, tensors, values, marks) for part in item]
             return parts if isinstance(item, list) else tuple(parts)
         return item

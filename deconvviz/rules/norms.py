@@ -65,10 +65,17 @@ _FACTORS: dict[str, Callable[..., tuple[Any, ...]]] = {
 
 def observe_norm(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], run: Run) -> Any:
     """Keep the factors that the norm multiplies its input by."""
-    with torch.no_grad():
-        arguments, keywords = step.filled(inputs)
-        step.kept = _FACTORS[step.operation](*arguments, **keywords)
+    if step.kind == EXACT:  # the running variance, which later training would overwrite
+        step.kept = step.argument(2, "running_var").clone()
+    else:
+        with torch.no_grad():
+            step.kept = _factors(step, inputs)
     return run()
+
+
+def _factors(step: Step, inputs: Sequence[Tensor]) -> tuple[Any, ...]:
+    arguments, keywords = step.filled(inputs)
+    return _FACTORS[step.operation](*arguments, **keywords)
 
 
 def rerun_norm(step: Step, *inputs: Tensor) -> Any:
@@ -91,7 +98,12 @@ def batch_norm_kind(step: Step, values: Sequence[Value]) -> str:
 def scale(step: Step, signals: Signals, context: Context) -> Signals:
     """Multiply by the recorded factors; no shift."""
     (signal,) = signals
-    for factor in step.kept:
+    factors = step.kept
+    if isinstance(factors, Tensor):
+        eps, weight = step.argument(7, "eps", 1e-5), step.argument(3, "weight")
+        shape = [-1, *[1] * (len(context.values[step.inputs[0]].shape) - 2)]
+        factors = [f if f is None else f.detach().view(shape) for f in (torch.rsqrt(factors + eps), weight)]
+    for factor in factors:
         if signal is not None and factor is not None:
             signal = signal * factor.to(signal.dtype)
     return [signal]
