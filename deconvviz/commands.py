@@ -70,9 +70,8 @@ def _draw_projections(arguments: argparse.Namespace, loaded: LoadedModel, inputs
             pixels = deconv.project(arguments.layer, maps, position=arguments.position)[0]
         for fmap, projection in zip(maps, pixels, strict=True):
             if not projection.any():
-                say(
-                    f"warning: map {fmap} of {arguments.layer or 'the model'} is silent in {path}: plain grey"
-                )
+                layer = arguments.layer or "the model"
+                say(f"warning: map {fmap} of {layer} is silent in {path}: plain grey")
         rows.append([_pixels(image, loaded), *map(displayable, pixels)])
         scales.append([None, *map(display_scale, pixels)])
         labels.append(f"{path.name}: map {maps[0]}" if arguments.fmap == ["strongest"] else path.name)

@@ -258,7 +258,7 @@ def test_a_mistake_is_one_line_and_code_2(arguments, message, capsys, folder):
     assert out == ""
     assert err.startswith("deconvviz: ") and err.count("\n") == 1 and err.endswith("\n")
     assert message in err
-    assert set(os.listdir(folder)) <= {"a.png", "b.jpg", "nets.py", "__pycache__"}
+    assert {path.name for path in folder.iterdir()} <= {"a.png", "b.jpg", "nets.py", "__pycache__"}
 
 
 def test_a_mistake_leaves_the_old_picture_as_it_was(folder):

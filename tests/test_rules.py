@@ -17,7 +17,7 @@ from torchvision.ops import SqueezeExcitation
 
 from deconvviz import Deconvnet
 from deconvviz.check import CheckReport
-from deconvviz.errors import InvalidInput, UnsupportedOperation
+from deconvviz.errors import UnsupportedOperation
 from deconvviz.rules import EXACT, GATE, GENERALISED, GRADIENT, RULES, UNSUPPORTED
 
 torch.set_num_threads(1)
@@ -736,16 +736,13 @@ def test_convolutions_of_any_geometry(drawn, groups, filters):
 
 
 @at_random
-@given(windows(padded=lambda k: k // 2), st.sampled_from([1, 2]), st.data())
+@given(windows(padded=lambda k: (k - 1) // 2), st.sampled_from([1, 2]), st.data())
 def test_transposed_convolutions_of_any_geometry(drawn, groups, data):
     x, geometry = drawn
     most = [max(s, d) - 1 for s, d in zip(geometry["stride"], geometry["dilation"], strict=True)]
     more = data.draw(st.tuples(*[st.integers(0, m) for m in most]))
-    convolution = layer("ConvTranspose", x + 0, 2, 2, groups=groups, output_padding=more, **geometry)
-    try:
-        _, signal, back = projected(convolution, x)
-    except InvalidInput:  # an output without a cell
-        return
+    convolution = layer("ConvTranspose", x, 2, 2, groups=groups, output_padding=more, **geometry)
+    _, signal, back = projected(convolution, x)
     with torch.no_grad():
         assert_same(back, by_columns(convolution, [x], signal))
 
