@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from captum.attr import Attribution, NeuronAttribution
+from captum.log import log_usage
 from torch import Tensor, nn
 
 from deconvviz.capture import Recorder, require_module, watch
@@ -133,6 +134,7 @@ class Deconvnet(Attribution):
         flat = cells.reshape(len(cells), -1).argmax(1).tolist()
         return [tuple(int(i) for i in np.unravel_index(cell, cells.shape[1:])) for cell in flat]
 
+    @log_usage()  # captum's wrappers call what it wraps
     def attribute(self, inputs: Any, target: Any = None, additional_forward_args: Any = None) -> Any:
         """The model's output back to pixels, as ``captum.attr.Deconvolution`` in arguments and meaning.
 
@@ -213,6 +215,7 @@ class NeuronDeconvnet(NeuronAttribution):
         self.deconv.close()  # nothing to record: each call makes its own pass
         self.name, self.number = locate(self.deconv.model, layer)
 
+    @log_usage()
     def attribute(
         self,
         inputs: Any,
