@@ -28,7 +28,7 @@ def main() -> None:
             with torch.no_grad():
                 times = side_by_side(
                     {"plain": lambda m=model, i=images: m(i), "recorded": recorded},
-                    runs=31 if batch == 1 else 11,
+                    runs=15 if batch == 1 else 5,
                     warm_up=3,
                 )
             plain, ours = (1000 * times[k] for k in ("plain", "recorded"))

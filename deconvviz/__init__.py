@@ -5,7 +5,8 @@ The deconvnet of Zeiler & Fergus, *Visualizing and Understanding Convolutional N
 
 The package, from what users call down to single steps (imports only go down)::
 
-    cli, demo, plotting     commands, the demo page, matplotlib figures of results
+    cli, commands, demo     the command line, what each command does, the demo page
+    plotting                matplotlib figures of results
     deconvnet, comparison   Deconvnet, NeuronDeconvnet; a projection beside captum's methods
     projection              signals back to the pixels, many at a time
     capture                 watch a forward pass, then leave the model as it was found
@@ -14,6 +15,7 @@ The package, from what users call down to single steps (imports only go down)::
     switches                where each max fell; put a signal back there
     tape                    what a pass did, as a straight-line program
     targets, inputs, images captum's targets; checks; pictures in and out
+    model_zoo, weights_file a model by its name; weights from a file, safely
     errors                  DeconvvizError and its kinds
 """
 

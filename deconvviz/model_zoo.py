@@ -96,11 +96,9 @@ def load_model(name: str, weights: str | None = None) -> LoadedModel:
         file = None if weights is None else Path(weights)
         if file is not None and not file.exists():
             known = ", ".join(published.__members__)
-            raise WeightsError(
-                f"weights {weights!r} are neither a file nor torchvision's for {name} ({known})"
-            )
+            raise WeightsError(f"weights {weights!r} are no file, nor torchvision's for {name} ({known})")
         same = [r for r in published if file is not None and Path(r.url).name == file.name]
-        recipe = (same or list(published))[0]
+        recipe = [*same, *published][0]
         model = _build(name, ported=bool(same))
         if file is not None:
             load_weights(model, file)

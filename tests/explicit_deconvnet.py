@@ -168,7 +168,13 @@ def transposed_filters(signal: Tensor, conv: nn.Conv2d, shape: torch.Size) -> Te
     rest = [
         size - ((cells - 1) * stride - 2 * padding + dilation * (kernel - 1) + 1)
         for size, cells, stride, padding, dilation, kernel in zip(
-            shape[2:], signal.shape[2:], conv.stride, conv.padding, conv.dilation, conv.kernel_size, strict=True
+            shape[2:],
+            signal.shape[2:],
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.kernel_size,
+            strict=True,
         )
     ]
     return F.conv_transpose2d(

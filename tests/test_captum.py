@@ -9,6 +9,8 @@ from trained_like import pictures, relative_error, trained_like
 from deconvviz import Deconvnet, NeuronDeconvnet
 from deconvviz.errors import TargetOutOfRange
 
+pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor . did not already require gradients")
+
 SIZES = {"alexnet": 96}
 
 # early, middle and late layers, and a neuron selector for each
@@ -64,8 +66,24 @@ def test_neuron_of_a_released_model(name, layer):
     model, images = trained_like(name), pictures(2, SIZES.get(name, 64))
     module, selector = model.get_submodule(layer), NEURONS[name][layer]
     expected = captum.attr.NeuronDeconvolution(model, module).attribute(images, selector)
-    for same_layer in (module, layer, f"{layer}#2" if layer == "layer2.0.relu" else layer):
-        pixels = NeuronDeconvnet(model, same_layer).attribute(images, selector)
+    assert relative_error(NeuronDeconvnet(model, module).attribute(images, selector), expected) <= 1e-12
+
+
+@pytest.mark.parametrize(
+    "layer, call", [("layer3.1.conv2", "layer3.1.conv2"), ("layer2.0.relu", "layer2.0.relu#2")]
+)
+def test_a_module_is_its_name_and_its_last_call(layer, call):
+    model, images = trained_like("resnet18"), pictures(2, 64)
+    expected, *same = (
+        method(model, given).attribute(images, (60, 2, 3))
+        for method, given in (
+            (captum.attr.NeuronDeconvolution, model.get_submodule(layer)),
+            (NeuronDeconvnet, model.get_submodule(layer)),
+            (NeuronDeconvnet, layer),
+            (NeuronDeconvnet, call),
+        )
+    )
+    for pixels in same:
         assert relative_error(pixels, expected) <= 1e-12
 
 
@@ -135,7 +153,6 @@ def test_forms_of_a_target(model, target):
         lambda maps: (maps * maps).mean((1, 2, 3)),
         lambda maps: maps[:, 0].sum(),
     ],
-    ids=str,
 )
 def test_forms_of_a_neuron_selector(selector):
     expected, pixels = (
@@ -178,7 +195,6 @@ def test_a_target_that_is_not_there(model, target):
 @pytest.mark.parametrize(
     "selector",
     [8, (8, 0, 0), (0, 0, 14), (0, 0), (0, 0, 0, 0), (0, "x", 0), 1.5, None, lambda maps: maps[:, 0, 0]],
-    ids=str,
 )
 def test_a_neuron_that_is_not_there(selector):
     with pytest.raises(TargetOutOfRange, match="neuron_selector.*shape") as error:
@@ -205,22 +221,29 @@ class TwoPictures(nn.Module):
 TWO_PICTURES = TwoPictures().double()
 
 
+INPUTS = pictures(2, 16), pictures(2, 16, seed=1)
+
+
+@pytest.mark.parametrize(
+    "ours, captums, selector",
+    [
+        (Deconvnet(TWO_PICTURES), captum.attr.Deconvolution(TWO_PICTURES), 1),
+        (
+            NeuronDeconvnet(TWO_PICTURES, TWO_PICTURES.both),
+            captum.attr.NeuronDeconvolution(TWO_PICTURES, TWO_PICTURES.both),
+            (2, 3, 4),
+        ),
+    ],
+    ids=["class", "neuron"],
+)
 @pytest.mark.parametrize("additional", [2.0, (torch.tensor(0.5).double(),), (3.0, "sum")])
-def test_several_inputs_and_additional_arguments(additional):
-    inputs = (pictures(2, 16), pictures(2, 16, seed=1))
-    pairs = [
-        (method(TWO_PICTURES), neuron_method(TWO_PICTURES, TWO_PICTURES.both))
-        for method, neuron_method in (
-            (captum.attr.Deconvolution, captum.attr.NeuronDeconvolution),
-            (Deconvnet, NeuronDeconvnet),
-        )
-    ]
-    for selector, (expected, pixels) in zip((1, (2, 3, 4)), zip(*pairs, strict=True), strict=True):
-        expected = expected.attribute(inputs, selector, additional_forward_args=additional)
-        pixels = pixels.attribute(inputs, selector, additional_forward_args=additional)
-        assert isinstance(pixels, tuple)
-        for a, b in zip(pixels, expected, strict=True):
-            assert relative_error(a, b) <= 1e-12
+def test_several_inputs_and_additional_arguments(ours, captums, selector, additional):
+    pixels, expected = (
+        method.attribute(INPUTS, selector, additional_forward_args=additional) for method in (ours, captums)
+    )
+    assert isinstance(pixels, tuple)
+    for one_input, one_expected in zip(pixels, expected, strict=True):
+        assert relative_error(one_input, one_expected) <= 1e-12
 
 
 def test_a_tuple_of_one_input_gives_a_tuple():

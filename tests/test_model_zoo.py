@@ -155,8 +155,8 @@ def test_published_weights_come_with_their_recipe(monkeypatch):
     [
         ("resnet81", None, "did you mean .*resnet18"),
         ("", None, "did you mean"),
-        (NAME, "IMAGENET1K_V7", "neither a file nor torchvision's for squeezenet1_1 .*IMAGENET1K_V1"),
-        (NAME, "absent/weights.pth", "neither a file nor"),
+        (NAME, "IMAGENET1K_V7", "no file, nor torchvision's for squeezenet1_1 .*IMAGENET1K_V1"),
+        (NAME, "absent/weights.pth", "no file, nor"),
     ],
 )
 def test_unknown_names(name, weights, message):

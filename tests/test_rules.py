@@ -11,7 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dense_jacobian import Applied, assert_same, by_autograd, by_columns, projected, random
-from hypothesis import given, settings
+from hypothesis import given
+from random_windows import at_random, geometries
 from torch import nn
 from torchvision.ops import SqueezeExcitation
 
@@ -397,15 +398,11 @@ def channels(tensor):
     return tensor.view(-1, 1, 1)
 
 
-BATCH, INSTANCE = (
-    seeded(nn.BatchNorm2d(4, eps=0.1)),
-    seeded(nn.InstanceNorm2d(4, affine=True, track_running_stats=True)),
-)
-GROUPS, LAYER, RMS = (
-    seeded(nn.GroupNorm(2, 4)),
-    seeded(nn.LayerNorm([4, 3])),
-    seeded(nn.RMSNorm([4, 3], eps=0.1)),
-)
+BATCH = seeded(nn.BatchNorm2d(4, eps=0.1))
+INSTANCE = seeded(nn.InstanceNorm2d(4, affine=True, track_running_stats=True))
+GROUPS = seeded(nn.GroupNorm(2, 4))
+LAYER = seeded(nn.LayerNorm([4, 3]))
+RMS = seeded(nn.RMSNorm([4, 3], eps=0.1))
 
 EXACT_NORMS = {
     "batch_norm": (BATCH.eval(), lambda x: channels(BATCH.weight / (BATCH.running_var + 0.1).sqrt())),
@@ -697,28 +694,6 @@ def test_every_row_is_exercised():
 
 # ── geometry, at random ──────────────────────────────────────────────────────────────────────────────────
 
-at_random = settings(max_examples=40, derandomize=True, deadline=None)
-
-
-@st.composite
-def windows(draw, padded):
-    """Random windows in one to three dimensions, and an input that they fit: at least one falls inside it."""
-    spatial = draw(st.integers(1, 3))
-
-    def each(low, high):
-        return draw(st.tuples(*[st.integers(low, high)] * spatial))
-
-    kernel, stride, dilation = each(1, 3), each(1, 3), each(1, 2)
-    padding = tuple(draw(st.integers(0, padded(k))) for k in kernel)
-    fit = zip(kernel, padding, dilation, each(0, 3), strict=True)
-    size = [max(d * (k - 1) + 1 - 2 * p, 1) + more for k, p, d, more in fit]
-    return random(1, 2, *size), {
-        "kernel_size": kernel,
-        "stride": stride,
-        "padding": padding,
-        "dilation": dilation,
-    }
-
 
 def layer(kind, x, *arguments, **options):
     """The layer of torch for as many dimensions as ``x`` has, in float64."""
@@ -726,32 +701,33 @@ def layer(kind, x, *arguments, **options):
 
 
 @at_random
-@given(windows(padded=lambda k: 2), st.sampled_from([1, 2]), st.sampled_from([2, 4]))
-def test_convolutions_of_any_geometry(drawn, groups, filters):
-    x, geometry = drawn
-    convolution = layer("Conv", x, 2, filters, groups=groups, **geometry)
+@given(geometries(most_padding=lambda kernel: 2), st.sampled_from([1, 2]), st.sampled_from([2, 4]))
+def test_convolutions_of_any_geometry(geometry, groups, filters):
+    x = random(1, 2, *geometry.size)
+    convolution = layer("Conv", x, 2, filters, groups=groups, **geometry.options)
     _, signal, back = projected(convolution, x)
     with torch.no_grad():
         assert_same(back, by_columns(convolution, [x], signal))
 
 
 @at_random
-@given(windows(padded=lambda k: (k - 1) // 2), st.sampled_from([1, 2]), st.data())
-def test_transposed_convolutions_of_any_geometry(drawn, groups, data):
-    x, geometry = drawn
-    most = [max(s, d) - 1 for s, d in zip(geometry["stride"], geometry["dilation"], strict=True)]
-    more = data.draw(st.tuples(*[st.integers(0, m) for m in most]))
-    convolution = layer("ConvTranspose", x, 2, 2, groups=groups, output_padding=more, **geometry)
+@given(geometries(most_padding=lambda kernel: (kernel - 1) // 2), st.sampled_from([1, 2]), st.data())
+def test_transposed_convolutions_of_any_geometry(geometry, groups, data):
+    x = random(1, 2, *geometry.size)
+    most = [max(pair) - 1 for pair in zip(geometry.stride, geometry.dilation, strict=True)]
+    output_padding = data.draw(st.tuples(*[st.integers(0, m) for m in most]))
+    options = geometry.options | {"groups": groups, "output_padding": output_padding}
+    convolution = layer("ConvTranspose", x, 2, 2, **options)
     _, signal, back = projected(convolution, x)
     with torch.no_grad():
         assert_same(back, by_columns(convolution, [x], signal))
 
 
 @at_random
-@given(windows(padded=lambda k: k // 2), st.booleans())
-def test_max_pools_of_any_geometry(drawn, ceil_mode):
-    x, geometry = drawn
-    pool = layer("MaxPool", x, ceil_mode=ceil_mode, **geometry)
+@given(geometries(), st.booleans())
+def test_max_pools_of_any_geometry(geometry, ceil_mode):
+    x = random(1, 2, *geometry.size)
+    pool = layer("MaxPool", x, ceil_mode=ceil_mode, **geometry.options)
     _, signal, back = projected(pool, x)
     assert_same(back, by_autograd(pool, [x], signal))
 
@@ -759,7 +735,7 @@ def test_max_pools_of_any_geometry(drawn, ceil_mode):
 @at_random
 @given(st.lists(st.tuples(st.integers(1, 7), st.integers(1, 7)), min_size=1, max_size=3))
 def test_adaptive_max_pools_of_any_geometry(sizes):
-    x = random(1, 2, *(n for n, _ in sizes))
-    pool = layer("AdaptiveMaxPool", x, tuple(o for _, o in sizes))
+    x = random(1, 2, *(size for size, _ in sizes))
+    pool = layer("AdaptiveMaxPool", x, tuple(output for _, output in sizes))
     _, signal, back = projected(pool, x)
     assert_same(back, by_autograd(pool, [x], signal))

@@ -43,8 +43,9 @@ LIKE = _names("expand_as view_as reshape_as type_as to")
 def operation_name(function: Callable[..., Any]) -> str:
     """The name under which the table knows a function: ``Tensor.relu_`` and ``F.relu`` are ``relu``."""
     name = getattr(function, "__name__", str(function))
-    if name == "__get__":
-        return str(function.__self__.__name__)  # type: ignore[attr-defined]
+    if name in ("__get__", "__set__"):
+        attribute: str = function.__self__.__name__  # type: ignore[attr-defined]
+        return attribute if name == "__get__" else f"set_{attribute}"
     if function in _OTHER_SIGNATURE:
         return f"torch.{name}"
     return ALIASES.get(name) or (name if name.startswith("__") else name.rstrip("_"))

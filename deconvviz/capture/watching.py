@@ -25,7 +25,7 @@ from deconvviz.capture.operations import (
     written,
     written_from,
 )
-from deconvviz.errors import OperationFailed
+from deconvviz.errors import NoForwardPass, OperationFailed
 from deconvviz.rules import GATES, KEEPS_GATES, PLAIN_GRADIENT, UNSUPPORTED, rule_of
 from deconvviz.tape import Call, Slot, Step, Tape, Value, flatten
 
@@ -130,12 +130,27 @@ class Capture(TorchFunctionMode):
             self._counts[name] -= 1
             return
         inputs = tuple(self._value(tensor) for tensor in (*flatten(args), *flatten(kwargs)))
+        self._hidden(place, module, inputs, output)
         self.tape.calls.append(Call(*place, inputs, tuple(self._value(t) for t in flatten(output))))
         if place == self._layer:
             self.output = output
             raise _Stop
         if self._layer == (name, None):
             self.output = [tensor.detach().clone() for tensor in flatten(output)]
+
+    def _hidden(self, place: tuple[str, int], module: nn.Module, inputs: Any, output: Any) -> None:
+        """Write down that outputs which no operation gave, nor the module holds, come from its inputs."""
+        unseen = [t for t in flatten(output) if t.is_floating_point() and self._mark(t) is None]
+        held = {id(tensor) for tensor in flatten(vars(module))} if unseen else set()
+        sources = tuple(value for value in inputs if value is not None)
+        for tensor in unseen:
+            if id(tensor) in held or not sources:
+                self._know(tensor, CONSTANT)
+            else:
+                slots = tuple(map(Slot, range(len(sources))))
+                rule = rule_of("hidden code")
+                step = Step(*place, "hidden code", _not_seen, slots, {}, sources, (), rule, rule.kind)
+                self._record(step, [tensor])
 
     # ── what: operations ─────────────────────────────────────────────────────────────────────────────
 
@@ -156,6 +171,11 @@ class Capture(TorchFunctionMode):
             raise
 
     def _observe(self, operation: str, function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        if operation == "set_data":  # x.data = y: from here on x is y
+            self._preserve(args[0])
+            mark = self._mark(args[1])
+            self._know(args[0], CONSTANT if mark is None else mark)
+            return function(*args)
         where, target = written(function, args, kwargs)
         aliases = [] if target is None or not target.numel() else self._aliases(target)
         if target is not None:
@@ -186,8 +206,9 @@ class Capture(TorchFunctionMode):
             for tensor in flatten(output):
                 if self._value(tensor) is None or tensor is target:
                     self._know(tensor, DERIVED if derived else CONSTANT)
-            for alias, before in aliases:
-                self._overwrite(alias, before, target)
+            if target is not None:
+                for alias, before in aliases:
+                    self._overwrite(alias, before, target)
             return output
         if target is not None and where is not None and self._value(target) is None:
             arguments, keywords = replaced(arguments, keywords, where, target.detach().clone())
@@ -329,6 +350,13 @@ class Capture(TorchFunctionMode):
 def _memory(tensor: Tensor) -> int:
     """Where a tensor's storage lies; 0 if it has none."""
     return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else 0
+
+
+def _not_seen(*inputs: Tensor) -> Any:
+    raise NoForwardPass(
+        "a layer hides its operations (numpy, or code that is not PyTorch's), so what follows it can't be "
+        "computed from the recorded pass: choose a layer before it"
+    )
 
 
 def _explain(step: Step, tensors: Sequence[Tensor], error: Exception) -> str:

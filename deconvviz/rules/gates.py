@@ -59,8 +59,7 @@ def gated_half(step: Step, signals: Signals, context: Context) -> Signals:
 
 def dropout_kind(step: Step, values: Sequence[Value]) -> str:
     """In train mode the mask is a gate."""
-    default = step.keywords.get("train", "alpha" not in step.operation)
-    return GATE if step.argument(2, "training", default) else EXACT
+    return GATE if step.argument(2, "training", step.keywords.get("train", True)) else EXACT
 
 
 def observe_dropout(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], run: Run) -> Any:

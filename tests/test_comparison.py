@@ -1,0 +1,96 @@
+"""One unit by every method: each column against its own definition."""
+
+import doctest
+
+import pytest
+import torch
+from conftest import build
+from torch import nn
+
+from deconvviz import Deconvnet, comparison
+from deconvviz.comparison import compare, shuffled_weights
+from deconvviz.errors import InvalidInput, UnsupportedOperation
+
+IMAGE = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) - 0.5
+
+
+class Sine(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return torch.sin(self.conv(x))
+
+
+def test_the_module_example_runs():
+    assert doctest.testmod(comparison).failed == 0
+
+
+def test_every_column_shows_the_same_unit():
+    """Saliency and guided backprop by autograd, with the rectifiers' backward written out here."""
+    model = build("squeezenet1_1")
+    found = compare(model, IMAGE, "features.7", 5)
+    activation = model.features[:8](IMAGE)[0, 5]
+    assert activation[found.position] == activation.max() > 0
+
+    class Guided(torch.autograd.Function):
+        @staticmethod
+        def forward(context, x):
+            context.save_for_backward(x)
+            return x.relu()
+
+        @staticmethod
+        def backward(context, signal):
+            (x,) = context.saved_tensors
+            return signal.relu() * (x > 0)
+
+    class Relu(nn.Module):
+        def forward(self, x):
+            return Guided.apply(x)
+
+    guided = shuffled_weights(model)
+    guided.load_state_dict(model.state_dict())
+    for module in list(guided.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU):
+                setattr(module, name, Relu())
+    for network, column in ((model, found.saliency), (guided, found.guided_backprop)):
+        image = IMAGE.clone().requires_grad_()
+        unit = network.features[:8](image)[(0, 5, *found.position)]
+        (gradient,) = torch.autograd.grad(unit, image)
+        expected = gradient[0].abs() if network is model else gradient[0]
+        assert (column - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+    place = {"position": found.position, "seed": "one", "inputs": IMAGE}
+    assert torch.equal(found.deconvnet, Deconvnet(model).project("features.7", 5, **place)[0])
+    shuffled = shuffled_weights(model)
+    assert torch.equal(found.randomized, Deconvnet(shuffled).project("features.7", 5, **place)[0])
+    assert not torch.allclose(found.randomized, found.deconvnet)
+
+
+def test_shuffled_weights_are_the_same_values_elsewhere():
+    model = build("squeezenet1_1")
+    shuffled = shuffled_weights(model)
+    for ours, theirs in zip(model.parameters(), shuffled.parameters(), strict=True):
+        assert torch.equal(ours.flatten().sort().values, theirs.flatten().sort().values)
+    assert (model.features[0].weight != shuffled.features[0].weight).float().mean() > 0.9
+
+
+def test_only_the_last_call_can_be_compared():
+    model = build("resnet18")
+    assert compare(model, IMAGE, "layer1.0.relu#2", 3).label == "layer1.0.relu#2 map 3"
+    with pytest.raises(InvalidInput, match="not the last call, 'layer1.0.relu#2'"):
+        compare(model, IMAGE, "layer1.0.relu#1", 3)
+
+
+def test_what_is_unsupported_is_an_error_unless_the_gradient_is_asked_for():
+    with pytest.raises(UnsupportedOperation):
+        compare(Sine(), IMAGE, "", 1)
+    found = compare(Sine(), IMAGE, "", 1, on_unsupported="gradient")
+    assert (found.deconvnet.abs() - found.saliency).abs().max() < 1e-6
+
+
+def test_one_image_at_a_time():
+    with pytest.raises(InvalidInput, match="expected one image"):
+        compare(build("squeezenet1_1"), IMAGE.expand(2, -1, -1, -1), "features.7", 5)
