@@ -110,7 +110,7 @@ class ExplicitDeconvnet:
 
 
 def in_order(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The layers of an AlexNet, VGG or sequence, named as in the model (the flattening between has no name)."""
+    """The layers of an AlexNet, VGG or sequence, named as in the model; its flattening has no name."""
     if isinstance(model, nn.Sequential):
         yield from model.named_children()
         return

@@ -22,7 +22,7 @@ from torchvision.ops.misc import SqueezeExcitation
 
 
 def with_relu_modules(model: nn.Module) -> nn.Module:
-    """A copy of a GoogLeNet, Inception or DenseNet that calls no ``F.relu``: each ReLU is a module of its own."""
+    """A copy in which the ReLUs that GoogLeNet, Inception and DenseNet call as a function are modules."""
     model = copy.deepcopy(model)
     if isinstance(model, DenseNet):
         head = ("relu", nn.ReLU()), ("pool", nn.AdaptiveAvgPool2d(1)), ("flatten", nn.Flatten())
@@ -95,7 +95,7 @@ class ConstantGate(nn.Module):
 
 
 class ConstantStatistics(nn.Module):
-    """Layer normalisation, over the last axis or the channels of maps, by a mean and a deviation that do not move."""
+    """Layer normalisation whose mean and deviation are constants."""
 
     def __init__(self, norm: nn.LayerNorm) -> None:
         super().__init__()

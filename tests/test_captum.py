@@ -1,4 +1,4 @@
-"""Equal to captum's deconvolution where captum's is right: every ReLU a module whose input feeds nothing else."""
+"""Equal to captum's deconvolution where it is right: each ReLU a module whose input feeds nothing else."""
 
 import captum.attr
 import pytest

@@ -80,7 +80,7 @@ def test_neuron_of_a_released_model(name, layer):
 
 
 class Joined(nn.Module):
-    """A filter; ``join(x, relu)`` of its maps x, which feed a ReLU and something else; and a second filter."""
+    """A filter, ``join(x, relu)`` of its maps x, and a second filter."""
 
     def __init__(self, join, relu, channels):
         super().__init__()
