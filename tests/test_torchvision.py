@@ -16,6 +16,7 @@ import torch
 import torchvision
 from autograd_deconvnet import GATES, NORMS, OTHER_RECTIFIERS, POOLS, AutogradDeconvnet
 from torch import Tensor, nn
+from torchvision.models import get_model
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.misc import FrozenBatchNorm2d
 from trained_like import as_if_trained, relative_error
@@ -97,7 +98,8 @@ def test_projections_of_a_recorded_pass_are_those_of_autograd(case):
     with torch.no_grad():
         plain = flatten(case.model(case.images))
         with Deconvnet(case.model) as deconv:
-            case.model(case.images.flip(-1))  # forgotten at the next pass
+            case.model(case.images.flip(-1))
+            deconv.project(case.layers[0], MAPS)  # forgotten at the next pass
             output = flatten(case.model(case.images))
             projections = {layer: deconv.project(layer, MAPS) for layer in case.layers}
             own_pass = deconv.project(case.layers[-1], MAPS, inputs=case.images)
@@ -289,3 +291,40 @@ def test_pyramid_on_frozen_batch_norm(level):
     target = (1, 0, 0)
     attributions = Deconvnet(model).attribute(images, target)
     assert relative_error(attributions, reference.attribute(reference.output, target)) < TOLERANCE
+
+
+class OfABatch(nn.Module):
+    """A detector as a module of a batch (N, C, H, W) instead of a list of pictures (C, H, W)."""
+
+    def __init__(self, detector):
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images):
+        return self.detector(list(images))
+
+
+def project_in_detector(fmap):
+    """A layer in a whole detector, which resizes its pictures; and what is expected, (N, M, C, H, W)."""
+    torch.manual_seed(0)
+    model = get_model("ssdlite320_mobilenet_v3_large", weights=None, weights_backbone=None)
+    model, images = model.eval().requires_grad_(False), torch.rand(1, 3, 48, 60)
+    as_if_trained(model, list(torch.rand(4, 3, 48, 60)))
+    reference, layer = AutogradDeconvnet(OfABatch(model), images), "backbone.features.0.5.block.1.0"
+    plain = model(list(images))
+    with Deconvnet(model) as deconv:
+        assert all(torch.equal(found, plain[0][key]) for key, found in model(list(images))[0].items())
+        return deconv.project(layer, fmap), reference.project(f"detector.{layer}", MAPS)
+
+
+def test_whole_detector():
+    pixels, expected = project_in_detector(1)
+    assert relative_error(pixels, expected[0, 1]) < TOLERANCE
+
+
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="pictures without a batch axis come back as (C, M, H, W)"
+)
+def test_several_maps_in_a_whole_detector():
+    pixels, expected = project_in_detector(MAPS)
+    assert relative_error(pixels, expected[0]) < TOLERANCE
