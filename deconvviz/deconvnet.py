@@ -39,7 +39,7 @@ from deconvviz.projection import back_to_inputs, project
 from deconvviz.switches import OVERLAPS
 from deconvviz.tape import Call, Tape, flatten
 from deconvviz.targets import neuron_seed, target_seed
-from deconvviz.units import FeatureMaps, Position, feature_maps, require, seeds, strongest
+from deconvviz.units import FeatureMaps, Position, feature_maps, integer, require, seeds, strongest
 
 
 class Deconvnet(Attribution):
@@ -122,8 +122,15 @@ class Deconvnet(Attribution):
     def strongest(self, layer: Layer, k: int = 1, *, inputs: Any = None) -> Tensor:
         """The ``k`` feature maps (N, k) with the largest total activation in each image, largest first."""
         _, _, activation = self._layer(layer, inputs)
+        expected = (
+            f"layer {layer!r} has {activation.shape[1]} feature maps: expected 1 to {activation.shape[1]}"
+        )
+        try:
+            k = integer(k)
+        except TypeError:
+            raise InvalidInput(f"k is {k!r}; {expected}") from None
         if not 1 <= k <= activation.shape[1]:
-            raise FeatureMapOutOfRange(f"k is {k}; layer {layer!r} has {activation.shape[1]} feature maps")
+            raise FeatureMapOutOfRange(f"k is {k}; {expected}")
         return strongest(activation, k)
 
     def strongest_position(self, layer: Layer, fmap: int, *, inputs: Any = None) -> list[tuple[int, ...]]:
@@ -156,6 +163,7 @@ class Deconvnet(Attribution):
     def _watch(self, inputs: Any, additional: Any, layer: tuple[str, int | None] | None = None) -> Any:
         extra = additional if isinstance(additional, tuple) else () if additional is None else (additional,)
         tape, output = watch(self.model, input_tensors(inputs, self.model), extra, layer, self.gradient)
+        _require_batch(tape)
         if tape.complete:
             self._counts = tape.counts()
         return tape, output
@@ -187,6 +195,7 @@ class Deconvnet(Attribution):
                 "the model's weights or the images were changed in place after the recorded pass, so its "
                 "switches no longer fit: call model(images) again"
             )
+        _require_batch(tape)
         for tensor in tape.tensors:
             require_finite(tensor)
         return tape
@@ -250,6 +259,14 @@ class NeuronDeconvnet(NeuronAttribution):
             value, activation = _only_output(call, flatten(output), what)
         seed = neuron_seed(activation, neuron_selector)
         return _attributions(tape, value, seed, self.deconv.overlap, inputs)
+
+
+def _require_batch(tape: Tape) -> None:
+    if tape.unbatched():
+        raise InvalidInput(
+            f"the model was given shape {tuple(tape.tensors[0].shape)}; expected a batch, usually (N, C, H, W): "
+            "inputs.unsqueeze(0) makes one of a single picture"
+        )
 
 
 def _only_output(call: Call, tensors: list[Tensor] | None, what: str) -> tuple[int, Any]:

@@ -39,8 +39,8 @@ def locate(model: nn.Module, layer: Layer) -> tuple[str, int | None]:
         )
     if not isinstance(layer, str):
         raise InvalidInput(f"layer is {layer!r}; expected a dotted name, a module or a call such as 'relu#2'")
-    name, _, number = layer.partition("#")
-    if number and not (number.isdecimal() and int(number) > 0):
+    name, mark, number = layer.partition("#")
+    if mark and not (number.isdecimal() and int(number) > 0):
         raise InvalidInput(f"layer {layer!r}: the call after '#' is counted from 1, as in '{name}#2'")
     try:
         module = model.get_submodule(name)

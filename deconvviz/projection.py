@@ -17,7 +17,7 @@ from torch import Tensor
 
 from deconvviz.errors import NoForwardPass, UnsupportedOperation
 from deconvviz.layers import address
-from deconvviz.rules import UNSUPPORTED, Context
+from deconvviz.rules import HIDDEN_CODE, UNSUPPORTED, Context
 from deconvviz.tape import Tape
 
 MEMORY_BUDGET = 256 * 2**20
@@ -48,10 +48,15 @@ def back_to_inputs(tape: Tape, value: int, signal: Tensor, overlap: str = "sum")
                 continue
             if step.kind == UNSUPPORTED:
                 place = address(step.module, step.number, tape.counts())
+                or_else = (
+                    ""
+                    if step.operation == HIDDEN_CODE
+                    else ", or take the plain gradient at such operations: "
+                    'Deconvnet(model, on_unsupported="gradient")'
+                )
                 raise UnsupportedOperation(
                     f"no rule for {step.operation!r} in layer {place or 'the model'!r}, so the deconvnet "
-                    "is not defined there. Choose a layer before it, or take the plain gradient at such "
-                    'operations: Deconvnet(model, on_unsupported="gradient")'
+                    f"is not defined there. Choose a layer before it{or_else}"
                 )
             for i, back in zip(step.inputs, step.rule.back(step, outputs, context), strict=True):
                 if back is not None:

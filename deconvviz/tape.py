@@ -124,6 +124,15 @@ class Tape:
         """Whether a parameter or an input was written to since."""
         return any(tensor._version != version for tensor, version in self.versions)
 
+    def unbatched(self) -> bool:
+        """Whether a filter took an input of the pass without a batch axis, as PyTorch's also can."""
+        return any(
+            step.operation in ("conv1d", "conv2d", "conv3d")
+            and step.inputs[0] in self.inputs
+            and len(self.values[step.inputs[0]].shape) == int(step.operation[-2]) + 1
+            for step in self.steps
+        )
+
     def leading_to(self, wanted: int) -> list[Step]:
         """The steps that ``wanted`` depends on, in order."""
         needed, steps = {wanted}, []

@@ -26,6 +26,14 @@ def require(name: str, given: Any, choices: Sequence[str]) -> None:
         raise InvalidInput(f"{name} is {given!r}; expected one of {', '.join(map(repr, choices))}")
 
 
+def integer(item: Any) -> int:
+    """An int, or what counts as one (NumPy's, a tensor of one); for a bool or anything else ``TypeError``."""
+    item = item.item() if isinstance(item, Tensor) and item.numel() == 1 else item
+    if isinstance(item, bool):
+        raise TypeError("a bool is no index")
+    return operator.index(item)
+
+
 def strongest(activation: Tensor, k: int) -> Tensor:
     """The ``k`` maps (N, k) of the largest total activation in each image, largest first."""
     totals = activation.flatten(2).sum(-1) if activation.dim() > 2 else activation
@@ -38,16 +46,16 @@ def feature_maps(activation: Tensor, fmap: FeatureMaps) -> tuple[bool, Tensor]:
     if isinstance(fmap, str):
         require("fmap", fmap, ("strongest",))
         return True, strongest(activation, 1)
-    single = isinstance(fmap, int) and not isinstance(fmap, bool)
-    if fmap is None or isinstance(fmap, slice):
-        chosen = list(range(count))[fmap or slice(None)]
-    else:
-        try:
-            chosen = [operator.index(m) for m in (cast(Any, (fmap,) if single else fmap))]
-        except (TypeError, ValueError):
-            raise InvalidInput(
-                f"fmap is {fmap!r}; expected an int, a sequence of ints, a slice, 'strongest' or None"
-            ) from None
+    single = isinstance(fmap, int) or getattr(fmap, "ndim", None) == 0
+    try:
+        if fmap is None or isinstance(fmap, slice):
+            chosen = list(range(count))[fmap or slice(None)]
+        else:
+            chosen = [integer(m) for m in cast(Any, (fmap,) if single else fmap)]
+    except (TypeError, ValueError):
+        raise InvalidInput(
+            f"fmap is {fmap!r}; expected an int, a sequence of ints, a slice, 'strongest' or None"
+        ) from None
     wrong = [m for m in chosen if not -count <= m < count]
     if wrong or not chosen:
         raise FeatureMapOutOfRange(
@@ -84,9 +92,13 @@ def seeds(activation: Tensor, maps: Tensor, position: Position, seed: str) -> Ca
 
 def _flat_positions(position: Any, images: int, space: Sequence[int]) -> Tensor:
     """Positions (len(space),) or (N, len(space)) to flat ones (N, 1, 1)."""
-    given = torch.as_tensor(position)
+    try:
+        given = torch.as_tensor(position)
+    except (TypeError, ValueError, RuntimeError):
+        given = torch.tensor(torch.nan)
     expected = f"({', '.join('zyx'[-len(space) :]) if 0 < len(space) <= 3 else 'no position'})"
-    if given.is_floating_point() or given.shape not in ((len(space),), (images, len(space))) or not space:
+    whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
+    if not whole or given.shape not in ((len(space),), (images, len(space))) or not space:
         raise InvalidInput(
             f"position is {position!r}; expected 'max', 'all', {expected} in map cells, or a tensor "
             f"({images}, {len(space)}) with one for each image"

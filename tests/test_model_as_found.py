@@ -119,6 +119,21 @@ def surroundings() -> dict[str, object]:
     }
 
 
+CONTEXTS = {
+    "plain": contextlib.nullcontext,
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": functools.partial(torch.autocast, "cpu", dtype=torch.bfloat16),
+}
+
+
+class Bystander(TorchFunctionMode):
+    """A mode of the user's."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
 OWN_PASSES = {
     "project": lambda model: Deconvnet(model).project("body.0", 0, inputs=IMAGES),
     "project a reused layer": lambda model: Deconvnet(model).project("relu#2", [0, 1], inputs=IMAGES),
@@ -226,7 +241,31 @@ def test_own_pass_between_forward_and_backward():
         if model is house:
             Deconvnet(house).attribute(IMAGES, 0)
         loss.backward()
-    assert snapshot(house)["grad"] == {**snapshot(twin)["grad"]}
+    assert snapshot(house)["grad"] == snapshot(twin)["grad"]
+
+
+def test_own_passes_in_an_autocast_region_before_a_forward():
+    """Weights that autocast converts are shared within a region: ours, without autograd, must not be."""
+    house, twin = furnish("eval"), furnish("eval")
+    for model in (house, twin):
+        with torch.autocast("cpu", dtype=torch.bfloat16), Deconvnet(house) as deconv:
+            if model is house:
+                house(IMAGES)
+                deconv.project("body.0", 0)
+                deconv.project("body.0", 0, inputs=IMAGES)
+            loss = model(IMAGES).float().sum()
+        loss.backward()
+    assert snapshot(house)["grad"] == snapshot(twin)["grad"]
+
+
+@pytest.mark.parametrize("context", ["no_grad", "inference_mode", "autocast"])
+@pytest.mark.parametrize("action", OWN_PASSES)
+def test_own_pass_inside_a_context_leaves_everything_as_found(action, context):
+    house = furnish("train")
+    with CONTEXTS[context](), Bystander():
+        before = snapshot(house)
+        OWN_PASSES[action](house)
+        assert snapshot(house) == before
 
 
 def test_own_pass_of_one_leaves_the_recorded_pass_of_another():
@@ -333,7 +372,7 @@ def test_users_hooks_fire_as_before():
 
 @functools.cache
 def recordable(name: str) -> tuple[nn.Module, Tensor]:
-    size = {"House": 12, "alexnet": 64, "googlenet": 48}.get(name, 32)
+    size = {"House": 12, "googlenet": 48}.get(name, 32)
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
     return (furnish("eval") if name == "House" else build(name)), images
 
@@ -373,13 +412,7 @@ def run(model: nn.Module, images: Tensor, context: contextlib.AbstractContextMan
     return {**seen, "parameters": None, "buffers": {key: bits for key, (_, bits) in seen["buffers"].items()}}
 
 
-CONTEXTS = {
-    "plain": contextlib.nullcontext,
-    "no_grad": torch.no_grad,
-    "inference_mode": torch.inference_mode,
-    "autocast": functools.partial(torch.autocast, "cpu", dtype=torch.bfloat16),
-}
-MODELS = ["House", "alexnet", "resnet18", "googlenet", "efficientnet_b0"]
+MODELS = ["House", "squeezenet1_1", "resnet18", "googlenet", "efficientnet_b0"]
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
@@ -466,7 +499,7 @@ def test_project_from_a_recorded_pass_runs_nothing_and_changes_nothing(mode):
         for module in house.modules():
             module.register_forward_pre_hook(lambda *arguments: ran.append(1))
         before = snapshot(house)
-        for layer in ("conv", "relu#3" if mode == "none" else "relu#2", "body.2", "head", ""):
+        for layer in ("conv", "relu#2", "body.2", "head", ""):
             deconv.project(layer, [0, 2])
             deconv.strongest(layer, 2)
         assert not ran and snapshot(house) == before
@@ -510,13 +543,6 @@ def test_recorded_pass_that_raises_leaves_everything_as_found(where, error, monk
     assert deconv.project("conv", 0).abs().sum() > 0
     deconv.close()
     assert count_hooks(house) == 0
-
-
-class Bystander(TorchFunctionMode):
-    """A mode of the user's."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        return function(*args, **(kwargs or {}))
 
 
 def test_interrupted_pass_whose_traceback_is_kept():
@@ -688,21 +714,19 @@ def test_a_thousand_calls_leave_no_trace():
         gc.collect()
         return sum(issubclass(type(item), Tensor) for item in gc.get_objects())
 
+    def left() -> tuple[object, ...]:
+        return hooks(model), live(), len(weakref.finalize._registry)
+
+    tracemalloc.start()
     for _ in range(20):
         use()
-    attached, tensors_before, finalizers = hooks(model), live(), len(weakref.finalize._registry)
-    tracemalloc.start()
-    use()
-    memory = tracemalloc.get_traced_memory()[0]
-    tracemalloc.stop()
-    for _ in range(1000):
+    before, memory = left(), tracemalloc.get_traced_memory()[0]
+    for _ in range(200):
         use()
-    assert hooks(model) == attached and len(weakref.finalize._registry) == finalizers
-    assert live() == tensors_before
-    tracemalloc.start()
-    use()
-    assert tracemalloc.get_traced_memory()[0] < 2 * memory + 10_000
+    after, grown = left(), tracemalloc.get_traced_memory()[0] - memory
     tracemalloc.stop()
+    assert after == before and before[1] > 0
+    assert grown < 50_000
     deconv.close()
     assert count_hooks(model) == 0
 

@@ -26,7 +26,7 @@ from deconvviz.capture.operations import (
     written_from,
 )
 from deconvviz.errors import NoForwardPass, OperationFailed
-from deconvviz.rules import GATES, KEEPS_GATES, PLAIN_GRADIENT, UNSUPPORTED, rule_of
+from deconvviz.rules import GATES, HIDDEN_CODE, KEEPS_GATES, PLAIN_GRADIENT, UNSUPPORTED, rule_of
 from deconvviz.tape import Call, Slot, Step, Tape, Value, flatten
 
 CONSTANT, DERIVED = -1, -2
@@ -35,6 +35,9 @@ detached tensor computed from it."""
 
 
 PLAIN = frozenset((int, float, bool, str, type(None)))
+
+REJECTIONS = (RuntimeError, IndexError, TypeError, ValueError, AssertionError)
+"""What PyTorch raises when it is given what it can't take."""
 
 
 class _Stop(BaseException):
@@ -51,7 +54,7 @@ class Capture(TorchFunctionMode):
             call's output in :attr:`output`. With ``None`` for the number the pass runs on, and a copy of the
             last call's output is kept.
         gradient: keep what the plain gradient of operations without a rule needs.
-        own: the pass is ours, so a failing operation is explained (else the user's error is left alone).
+        own: the pass is ours, so it is noted which operation failed, in :attr:`failed`.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Capture(TorchFunctionMode):
         self._counts: dict[str, int] = {}
         self._hooks: list[Any] = []
         self.thread = threading.get_ident()
+        self.failed: tuple[Exception, str] | None = None
         self.abandoned = False
 
     # ── entering and leaving ─────────────────────────────────────────────────────────────────────────
@@ -114,6 +118,22 @@ class Capture(TorchFunctionMode):
             (tensor, tensor._version) for tensor in self.tape.tensors if not tensor.is_inference()
         ]
 
+    def rejection(self, error: Exception) -> str | None:
+        """What PyTorch rejected and what to give; ``None`` for want of memory and for the model's own errors."""
+        failed, self.failed = self.failed, None
+        if "memory" in str(error):
+            return None
+        if failed is not None and failed[0] is error:
+            place = failed[1]
+        elif _raised_by_torch(error):
+            place = f"the model failed on {_outlines(self.tape.tensors)}"
+        else:
+            return None
+        return (
+            f"{place}: {error}. Give inputs that model(inputs) accepts, usually (N, 3, H, W) of the model's "
+            "dtype and device"
+        )
+
     # ── where: module hooks ──────────────────────────────────────────────────────────────────────────
 
     def _before(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -148,8 +168,8 @@ class Capture(TorchFunctionMode):
                 self._know(tensor, CONSTANT)
             else:
                 slots = tuple(map(Slot, range(len(sources))))
-                rule = rule_of("hidden code")
-                step = Step(*place, "hidden code", _not_seen, slots, {}, sources, (), rule, rule.kind)
+                rule = rule_of(HIDDEN_CODE)
+                step = Step(*place, HIDDEN_CODE, _not_seen, slots, {}, sources, (), rule, rule.kind)
                 self._record(step, [tensor])
 
     # ── what: operations ─────────────────────────────────────────────────────────────────────────────
@@ -218,9 +238,10 @@ class Capture(TorchFunctionMode):
                 output = function(*args, **kwargs)
             else:
                 output = step.rule.observe(step, self.tape.values, tensors, lambda: function(*args, **kwargs))
-        except RuntimeError as error:
-            if self.own and "memory" not in str(error):
-                raise OperationFailed(_explain(step, tensors, error)) from error
+        except REJECTIONS as error:
+            if self.own:
+                place = f"layer {step.module!r}" if step.module else "the model"
+                self.failed = error, f"{place} failed at {operation} on {_outlines(tensors)}"
             raise
         outputs = flatten(target if operation == "setitem" else output)
         if target is not None and (not outputs or outputs[0] is not target):
@@ -359,14 +380,15 @@ def _not_seen(*inputs: Tensor) -> Any:
     )
 
 
-def _explain(step: Step, tensors: Sequence[Tensor], error: Exception) -> str:
-    given = ", ".join(
-        f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')} on {t.device}" for t in tensors
-    )
-    return (
-        f"layer {step.module or 'the model'!r} failed at {step.operation} on {given}: {error}. "
-        "Give inputs that model(inputs) accepts, usually (N, 3, H, W) of the model's dtype and device"
-    )
+def _outlines(tensors: Sequence[Tensor]) -> str:
+    return ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')} on {t.device}" for t in tensors)
+
+
+def _raised_by_torch(error: Exception) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").split(".")[0] == "torch"
 
 
 def watch(
@@ -392,6 +414,11 @@ def watch(
                 capture.finish()
             except _Stop:
                 pass
+            except REJECTIONS as error:
+                rejection = capture.rejection(error)
+                if rejection is None:
+                    raise
+                raise OperationFailed(rejection) from error
     return capture.tape, capture.output
 
 

@@ -122,6 +122,8 @@ GATES = frozenset(("sigmoid", "hardsigmoid", "softmax", "special_expit"))
 KEEPS_GATES = (linear.adjoint, linear.identity, gates.pass_gate)
 """Ways back of the operations that a gate survives: it is reshaped or scaled, and still one."""
 
+HIDDEN_CODE = "hidden code"
+"""What a layer does that no operation shows (NumPy, code that is not PyTorch's): it has no gradient either."""
 NO_ROW = Rule(UNSUPPORTED, gates.gradient)
 PLAIN_GRADIENT = Rule(GRADIENT, gates.gradient, observe=gates.observe_gradient)
 """What an operation without a rule gets when the caller asks for the gradient."""
@@ -138,6 +140,7 @@ __all__ = [
     "GATES",
     "GENERALISED",
     "GRADIENT",
+    "HIDDEN_CODE",
     "KEEPS_GATES",
     "KINDS",
     "PLAIN_GRADIENT",
