@@ -73,7 +73,9 @@ def main() -> None:
                 theirs, mine = torch.stack(captum(few), 1), ours(few)
                 difference = ((theirs - mine).abs().max() / theirs.abs().max()).item()
                 times = side_by_side(
-                    {"captum": lambda c=captum, f=few: c(f), "ours": lambda o=ours: o(range(MAPS))}, runs=3
+                    {"captum": lambda c=captum, f=few: c(f), "ours": lambda o=ours: o(range(MAPS))},
+                    runs=3 if batch == 1 else 1,
+                    warm_up=1 if batch == 1 else 0,
                 )
                 whole = times["captum"] * MAPS / len(few)
                 peaks = [peak_memory(__file__, who, name, layer, str(batch)) for who in ("captum", "ours")]

@@ -20,8 +20,9 @@ from deconvviz.layers import address
 from deconvviz.rules import HIDDEN_CODE, UNSUPPORTED, Context
 from deconvviz.tape import Tape
 
-MEMORY_BUDGET = 256 * 2**20
-"""Bytes that the signals of one chunk may take at their widest step."""
+CPU_BUDGET, DEVICE_BUDGET = 64 * 2**20, 2**30
+"""Bytes that the signals of one chunk may take at their widest step. On a CPU small chunks stay near its
+caches, and measured fastest (benchmarks/RESULTS.md); an accelerator wants large ones."""
 
 
 def back_to_inputs(tape: Tape, value: int, signal: Tensor, overlap: str = "sum") -> list[Tensor]:
@@ -76,13 +77,15 @@ def project(
     seeds: Callable[[slice], Tensor],
     count: int,
     overlap: str = "sum",
-    budget: int = MEMORY_BUDGET,
+    budget: int | None = None,
 ) -> list[Tensor]:
     """Project ``count`` seeds in chunks; ``seeds(slice)`` makes those of a chunk, (M, *shape of the value).
 
     Returns:
         One tensor (count, *shape of the input) per input.
     """
+    if budget is None:
+        budget = CPU_BUDGET if tape.tensors[0].device.type == "cpu" else DEVICE_BUDGET
     parts = [
         back_to_inputs(tape, value, seeds(part), overlap)
         for part in chunks(count, _bytes(tape, value), budget)

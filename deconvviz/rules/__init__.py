@@ -25,7 +25,7 @@ from deconvviz.rules.rule import EXACT, GATE, GENERALISED, GRADIENT, KINDS, UNSU
 _ROWS: list[tuple[str, Rule]] = [
     # ── linear: the adjoint ──────────────────────────────────────────────────────────────────────────
     (
-        "add sub subtract rsub neg negative positive cat concat concatenate stack hstack vstack dstack view "
+        "sub subtract rsub neg negative positive cat concat concatenate stack hstack vstack dstack view "
         "view_as reshape reshape_as flatten unflatten ravel transpose swapaxes swapdims t T mT permute "
         "movedim moveaxis squeeze unsqueeze contiguous clone getitem setitem narrow select index_select "
         "gather chunk split split_with_sizes tensor_split unbind expand expand_as broadcast_to repeat "
@@ -35,16 +35,18 @@ _ROWS: list[tuple[str, Rule]] = [
         "max_unpool1d max_unpool2d max_unpool3d",
         Rule(EXACT, linear.adjoint, listed=False, classify=linear.linear_kind),
     ),
+    ("add", Rule(EXACT, linear.add_back, listed=False, classify=linear.linear_kind)),
     (
         "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d",
         Rule(EXACT, linear.adjoint),
     ),
     (
+        "conv_transpose1d conv_transpose2d conv_transpose3d "
         "matmul mm bmm mv dot einsum tensordot bilinear grid_sample div divide true_divide",
         Rule(EXACT, linear.adjoint, listed=False, classify=linear.product_kind),
     ),
     (
-        "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
+        "conv1d conv2d conv3d",
         Rule(EXACT, linear.filter_back, listed=False, classify=linear.product_kind),
     ),
     ("linear", Rule(EXACT, linear.transposed_matrix, listed=False, classify=linear.product_kind)),
@@ -119,7 +121,7 @@ RULES: dict[str, Rule] = {name: rule for names, rule in _ROWS for name in names.
 
 GATES = frozenset(("sigmoid", "hardsigmoid", "softmax", "special_expit"))
 """Operations whose output, multiplied by a map, is a gate."""
-KEEPS_GATES = (linear.adjoint, linear.identity, gates.pass_gate)
+KEEPS_GATES = (linear.adjoint, linear.add_back, linear.identity, gates.pass_gate)
 """Ways back of the operations that a gate survives: it is reshaped or scaled, and still one."""
 
 HIDDEN_CODE = "hidden code"

@@ -97,14 +97,16 @@ def batch_norm_kind(step: Step, values: Sequence[Value]) -> str:
 
 def scale(step: Step, signals: Signals, context: Context) -> Signals:
     """Multiply by the recorded factors; no shift."""
-    (signal,) = signals
-    factors = step.kept
+    (signal,), factors = signals, step.kept
+    if signal is None:
+        return [None]
     if isinstance(factors, Tensor):
-        eps, weight = step.argument(7, "eps", 1e-5), step.argument(3, "weight")
         shape = [-1, *[1] * (len(context.values[step.inputs[0]].shape) - 2)]
-        factors = [f if f is None else f.detach().view(shape) for f in (torch.rsqrt(factors + eps), weight)]
+        weight = step.argument(3, "weight")
+        factor = torch.rsqrt(factors + step.argument(7, "eps", 1e-5))
+        factors = [(factor if weight is None else factor * weight.detach()).view(shape)]
     for factor in factors:
-        if signal is not None and factor is not None:
+        if factor is not None:
             signal = signal * factor.to(signal.dtype)
     return [signal]
 
