@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vjp, vmap
 
@@ -87,19 +86,21 @@ def filter_back(step: Step, signals: Signals, context: Context) -> Signals:
     if signal is None or not filtered or isinstance(padding, str) or len(shape) != weight.dim():
         return adjoint(step, signals, context)
     spatial = weight.dim() - 2
-    stride, padding, dilation = (each(item, spatial) for item in (stride, padding, dilation))
-    sizes = zip(shape[2:], signal.shape[3:], weight.shape[2:], stride, padding, dilation, strict=True)
-    missed = [n - ((o - 1) * s - 2 * p + d * (k - 1) + 1) for n, o, k, s, p, d in sizes]
-    layout = torch.channels_last if spatial == 2 else torch.contiguous_format  # measured fastest on a CPU
-    back = getattr(F, f"conv_transpose{spatial}d")(
-        signal.flatten(0, 1).contiguous(memory_format=layout),
-        weight.to(signal.dtype),
+    # One signal goes back by autograd's own kernel and layout, so to its bits; many are faster channels_last.
+    layout = torch.channels_last if spatial == 2 and len(signal) > 1 else torch.contiguous_format
+    batch = signal.flatten(0, 1).contiguous(memory_format=layout)
+    back, _, _ = torch.ops.aten.convolution_backward(
+        batch,
+        torch.empty((len(batch), *shape[1:]), dtype=batch.dtype, device=batch.device, memory_format=layout),
+        weight.to(batch.dtype),
         None,
-        stride,
-        padding,
-        missed,
+        each(stride, spatial),
+        each(padding, spatial),
+        each(dilation, spatial),
+        False,
+        [0] * spatial,
         groups,
-        dilation,
+        (True, False, False),
     )
     return [back.unflatten(0, signal.shape[:2])]
 

@@ -101,10 +101,13 @@ def scale(step: Step, signals: Signals, context: Context) -> Signals:
     if signal is None:
         return [None]
     if isinstance(factors, Tensor):
+        variance = factors if factors.device.type == "mps" else factors.double()  # as PyTorch's own kernel
+        deviation = torch.sqrt(variance + step.argument(7, "eps", 1e-5))
+        factors = [deviation.reciprocal().to(signal.dtype), step.argument(3, "weight")]
+        if len(signal) > 1 and factors[1] is not None:  # one pass over many signals; one alone keeps its bits
+            factors = [factors[0] * factors[1].detach()]
         shape = [-1, *[1] * (len(context.values[step.inputs[0]].shape) - 2)]
-        weight = step.argument(3, "weight")
-        factor = torch.rsqrt(factors + step.argument(7, "eps", 1e-5))
-        factors = [(factor if weight is None else factor * weight.detach()).view(shape)]
+        factors = [None if factor is None else factor.detach().view(shape) for factor in factors]
     for factor in factors:
         if factor is not None:
             signal = signal * factor.to(signal.dtype)
