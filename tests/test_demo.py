@@ -116,8 +116,9 @@ def test_a_pair_is_the_patch_and_the_projection_of_the_unit_it_names(made, page)
     expected = [
         Image.fromarray(part[y0:y1, x0:x1].copy()).resize((208, 208), Image.LANCZOS) for part in expected
     ]
-    found = np.asarray(Image.open(made[0] / image["src"]))
-    assert (found == np.concatenate([np.asarray(part) for part in expected], axis=1)).all()
+    found = np.asarray(Image.open(made[0] / image["src"])).astype(int)
+    difference = np.abs(found - np.concatenate([np.asarray(part) for part in expected], axis=1))
+    assert difference.max() <= 1  # four maps projected in one walk and one alone sum in another order
 
 
 def test_strongest_units_against_a_loop():
