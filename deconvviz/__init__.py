@@ -16,6 +16,7 @@ The package, from what users call down to single steps (imports only go down)::
     tape                    what a pass did, as a straight-line program
     targets, inputs, images captum's targets; checks; pictures in and out
     model_zoo, weights_file a model by its name; weights from a file, safely
+    models                  the paper's networks and their ablations
     errors                  DeconvvizError and its kinds
 """
 
