@@ -20,9 +20,9 @@ from deconvviz.layers import address
 from deconvviz.rules import HIDDEN_CODE, UNSUPPORTED, Context
 from deconvviz.tape import Tape
 
-CPU_BUDGET, DEVICE_BUDGET = 64 * 2**20, 2**30
-"""Bytes that the signals of one chunk may take at their widest step. On a CPU small chunks stay near its
-caches, and measured fastest (benchmarks/RESULTS.md); an accelerator wants large ones."""
+CPU_BUDGET, DEVICE_BUDGET = 32 * 2**20, 2**30
+"""Bytes that the signals of one chunk may take at their widest step. On a CPU larger chunks only take memory;
+an accelerator wants them."""
 
 
 def back_to_inputs(tape: Tape, value: int, signal: Tensor, overlap: str = "sum") -> list[Tensor]:
@@ -63,10 +63,7 @@ def back_to_inputs(tape: Tape, value: int, signal: Tensor, overlap: str = "sum")
                 if back is not None:
                     signals[i] = signals[i] + back if i in signals else back
         return [
-            signals.get(i, signal.new_zeros(()))
-            .expand(len(signal), *tensor.shape)
-            .to(tensor.dtype)
-            .contiguous()
+            signals.get(i, signal.new_zeros(())).expand(len(signal), *tensor.shape).to(tensor.dtype)
             for i, tensor in zip(tape.inputs, tape.tensors, strict=True)
         ]
 
@@ -82,15 +79,15 @@ def project(
     """Project ``count`` seeds in chunks; ``seeds(slice)`` makes those of a chunk, (M, *shape of the value).
 
     Returns:
-        One tensor (count, *shape of the input) per input.
+        One tensor (count, *shape of the input) per input; with the two first axes swapped it is contiguous.
     """
     if budget is None:
         budget = CPU_BUDGET if tape.tensors[0].device.type == "cpu" else DEVICE_BUDGET
-    parts = [
-        back_to_inputs(tape, value, seeds(part), overlap)
-        for part in chunks(count, _bytes(tape, value), budget)
-    ]
-    return [torch.cat(columns) if len(columns) > 1 else columns[0] for columns in zip(*parts, strict=True)]
+    pixels = [t.new_empty((len(t), count, *t.shape[1:])).movedim(1, 0) for t in tape.tensors]
+    for part in chunks(count, _bytes(tape, value), budget):
+        for whole, back in zip(pixels, back_to_inputs(tape, value, seeds(part), overlap), strict=True):
+            whole[part] = back
+    return pixels
 
 
 def chunks(count: int, size: int, budget: int) -> Iterator[slice]:
