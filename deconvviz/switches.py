@@ -1,8 +1,9 @@
 """Where each max fell, and how a signal is put back there (paper section 2.1, "unpooling").
 
-A pool keeps, for every output cell, the place of the maximum inside its window: one byte where the
-window has at most 256 places. Ties and all-zero windows take the first place in row-major order, as
-PyTorch's own pools do, so switches never differ between runs.
+A pool keeps, for every output cell, how far the maximum lies from the first place of its window, counted
+along the flattened map. A window holds few distances, and their rest modulo 256, or a little less, tells them
+apart: one byte a cell. Ties and all-zero windows take the first place in row-major order, as PyTorch's own
+pools do, so switches never differ between runs.
 
 Where windows overlap, several cells can have chosen the same input:
 
@@ -13,6 +14,8 @@ Where windows overlap, several cells can have chosen the same input:
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,76 +24,95 @@ import torch
 from torch import Tensor
 
 OVERLAPS = ("sum", "overwrite")
+Sizes = tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Windows:
-    """The pooling windows along each spatial dimension: first input index, kernel, dilation, input size."""
+    """The pooling windows along each spatial dimension: first input indices, kernel, dilation, input size."""
 
-    starts: tuple[Tensor, ...]
-    kernel: tuple[int, ...]
-    dilation: tuple[int, ...]
-    size: tuple[int, ...]
+    starts: tuple[Sizes, ...]
+    kernel: Sizes
+    dilation: Sizes
+    size: Sizes
 
-    @classmethod
+    @staticmethod
+    @functools.lru_cache(maxsize=256)
     def strided(
-        cls,
-        size: Sequence[int],
-        output: Sequence[int],
-        kernel: Sequence[int],
-        stride: Sequence[int],
-        padding: Sequence[int],
-        dilation: Sequence[int],
-        *,
-        device: torch.device,
+        size: Sizes, output: Sizes, kernel: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes
     ) -> Windows:
         """The windows of a max pool: cell o starts at input index ``o * stride - padding``."""
-        starts = tuple(
-            torch.arange(o, device=device) * s - p for o, s, p in zip(output, stride, padding, strict=True)
-        )
-        return cls(starts, tuple(kernel), tuple(dilation), tuple(size))
+        starts = (tuple(range(-p, o * s - p, s)) for o, s, p in zip(output, stride, padding, strict=True))
+        return Windows(tuple(starts), kernel, dilation, size)
 
-    @classmethod
-    def adaptive(cls, size: Sequence[int], output: Sequence[int], device: torch.device) -> Windows:
+    @staticmethod
+    @functools.lru_cache(maxsize=256)
+    def adaptive(size: Sizes, output: Sizes) -> Windows:
         """The windows of an adaptive pool: cell o covers ``[floor(o n / O), ceil((o + 1) n / O))``."""
-        starts = tuple(torch.arange(o, device=device) * n // o for n, o in zip(size, output, strict=True))
+        starts = tuple(tuple(i * n // o for i in range(o)) for n, o in zip(size, output, strict=True))
         kernel = tuple(math.ceil(n / o) + 1 for n, o in zip(size, output, strict=True))
-        return cls(starts, kernel, (1,) * len(kernel), tuple(size))
+        return Windows(starts, kernel, (1,) * len(kernel), size)
 
     def encode(self, indices: Tensor) -> Tensor:
-        """Flat input indices (..., *output) to places inside the windows, in the smallest integer type."""
-        # In floating point, where a floor is several times faster than an integer division; exact, as
-        # every number here stays far below what the dtype counts in steps of one.
-        exact = torch.float32 if math.prod(self.size) < 2**22 else torch.float64
-        rest, weight = indices.to(exact), 1
-        place: Tensor | None = None
-        for axis in reversed(range(len(self.size))):
-            coordinate = rest
-            if axis:
-                rest = (coordinate + 0.5).mul_(1 / self.size[axis]).floor_()
-                coordinate = coordinate.sub_(rest, alpha=self.size[axis])
-            offset = coordinate.sub_(self._along(axis)).mul_(weight / self.dilation[axis])
-            place = offset if place is None else place.add_(offset)
-            weight *= self.kernel[axis]
-        places = math.prod(self.kernel)
-        dtype = torch.uint8 if places <= 256 else torch.int16 if places <= 32768 else torch.int32
-        return indices.to(dtype) if place is None else place.round_().to(dtype)
+        """Flat input indices (..., *output) to places: distances in the window, as a byte if it suffices."""
+        modulus, _ = self._code
+        if modulus == 256:  # as bytes wrap around
+            places = indices.to(torch.uint8)
+            for first in self._first(indices.device, modulus):
+                places -= first
+            return places
+        distances = indices - sum(self._first(indices.device))
+        return distances.to(torch.int32) if modulus is None else distances.remainder(modulus).to(torch.uint8)
 
     def decode(self, places: Tensor) -> Tensor:
         """The inverse of :meth:`encode`: flat input indices, int64."""
-        rest = places.long()
-        flat = torch.zeros((), dtype=torch.long, device=places.device)
-        weight = 1
-        for axis in reversed(range(len(self.size))):
-            offset = rest % self.kernel[axis]
-            rest = torch.div(rest, self.kernel[axis], rounding_mode="floor")
-            flat = flat + (self._along(axis) + offset * self.dilation[axis]) * weight
-            weight *= self.size[axis]
-        return flat
+        modulus, distances = self._code
+        if modulus is None:
+            return places + sum(self._first(places.device))
+        table = torch.zeros(modulus, dtype=torch.long)
+        for place, distance in distances.items():
+            table[place] = distance
+        return table.to(places.device)[places.long()] + sum(self._first(places.device))
 
-    def _along(self, axis: int) -> Tensor:
-        """The window starts of one axis, shaped to broadcast over (*output)."""
-        return self.starts[axis].view(-1, *[1] * (len(self.size) - 1 - axis))
+    @functools.cached_property
+    def _code(self) -> tuple[int | None, dict[int, int]]:
+        """The modulus under which a window's distances all differ, if a byte holds it, and each one's rest."""
+        if math.prod(self.kernel) <= 256:
+            steps = zip(self.kernel, self.dilation, self._widths, strict=True)
+            offsets = [
+                range(0, kernel * dilation * width, dilation * width) for kernel, dilation, width in steps
+            ]
+            distances = set(map(sum, itertools.product(*offsets)))
+            for modulus in range(256, len(distances) - 1, -1):
+                rests = {distance % modulus: distance for distance in distances}
+                if len(rests) == len(distances):
+                    return modulus, rests
+        return None, {}
+
+    @property
+    def _widths(self) -> list[int]:
+        """How far apart neighbours along each dimension lie in the flattened map."""
+        return [math.prod(self.size[axis + 1 :]) for axis in range(len(self.size))]
+
+    def _first(self, device: torch.device, byte: int | None = None) -> list[Tensor]:
+        """What each dimension adds to the index of a window's first place, shaped to broadcast over (*output)."""
+        dtype = torch.long if byte is None else torch.uint8
+        return [
+            torch.tensor([start * width % byte if byte else start * width for start in starts], dtype=dtype)
+            .to(device)
+            .view(-1, *[1] * (len(self.size) - 1 - axis))
+            for axis, (starts, width) in enumerate(zip(self.starts, self._widths, strict=True))
+        ]
+
+    @functools.cached_property
+    def empty(self) -> bool:
+        """Whether the windows lie wholly in the padding: all do if one does, as PyTorch's paddings are bounded."""
+        axes = zip(self.starts, self.kernel, self.dilation, self.size, strict=True)
+        return any(
+            not any(0 <= start + dilation * i < size for i in range(kernel))
+            for starts, kernel, dilation, size in axes
+            for start in starts
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +130,8 @@ class Switches:
     def unpool(self, signal: Tensor, overlap: str = "sum") -> Tensor:
         """Signal (M, N, C, *output) at the pool's output to (M, N, C, *size) at its input."""
         spatial = len(self.windows.size)
+        if self.windows.empty:  # the maximum of nothing, at an index of nothing
+            return signal.new_zeros((*signal.shape[:-spatial], *self.windows.size))
         indices = self.windows.decode(self.places).flatten(-spatial)
         return unpool(signal, indices, self.windows.size, overlap)
 

@@ -24,19 +24,15 @@ def observe_pool(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], 
     """Pool with PyTorch's own indices, so that the output keeps its bits, and keep them as switches."""
     name = step.operation.removesuffix("_with_indices")
     spatial = int(name[-2])
-    input = inputs[0]
+    pool, input = getattr(F, name), inputs[0]
     if name.startswith("adaptive"):
-        output, indices = getattr(F, name)(input, step.argument(1, "output_size"), return_indices=True)
-        windows = Windows.adaptive(input.shape[-spatial:], output.shape[-spatial:], input.device)
+        output, indices = pool(input, step.argument(1, "output_size"), return_indices=True)
+        windows = Windows.adaptive(input.shape[-spatial:], output.shape[-spatial:])
     else:
-        kernel, stride, padding, dilation, ceil_mode = _pool(*step.arguments, **step.keywords)
-        output, indices = getattr(F, name)(
-            input, kernel, stride, padding, dilation, ceil_mode, return_indices=True
-        )
-        sizes = [each(item, spatial) for item in (kernel, stride, padding, dilation)]
-        windows = Windows.strided(
-            input.shape[-spatial:], output.shape[-spatial:], *sizes, device=input.device
-        )
+        *sizes, ceil_mode = _pool(*step.arguments, **step.keywords)
+        output, indices = pool(input, *sizes, ceil_mode, return_indices=True)
+        geometry = (tuple(each(item, spatial)) for item in sizes)
+        windows = Windows.strided(input.shape[-spatial:], output.shape[-spatial:], *geometry)
     step.kept = Switches.record(indices, windows)
     asked = name != step.operation or step.keywords.get("return_indices", False)
     asked = asked or step.function is torch.adaptive_max_pool1d  # unlike F.adaptive_max_pool1d
