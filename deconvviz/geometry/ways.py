@@ -1,0 +1,287 @@
+"""How each operation changes what a unit sees, along one axis: one table, :data:`WAYS`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from deconvviz.geometry.field import Axis
+from deconvviz.rules.linear import each
+from deconvviz.tape import Slot, Step
+
+Field = tuple[Axis, ...]
+
+
+def union(a: Axis, b: Axis, name: str) -> Axis:
+    """What a unit sees through two branches."""
+    if a.reason or b.reason:
+        return a if a.reason else b
+    if (a.dim, a.jump) != (b.dim, b.jump):
+        return replace(a, reason=f"{name} joins different scales")
+    first, end = min(a.offset, b.offset), max(a.offset + a.size, b.offset + b.size)
+    return replace(a, offset=first, size=end - first, rigid=a.rigid or b.rigid)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One output of a step, as seen from its inputs."""
+
+    step: Step
+    shapes: Sequence[tuple[int, ...]]
+    shape: tuple[int, ...]
+    name: str
+    output: int
+
+    def through(self, field: Field, n: int) -> Field:
+        """What the output's units see through the ``n``-th input."""
+        way = WAYS.get(self.step.operation)
+        if self.step.derived:
+            return self._global(field, f"a mask in {self.name}")
+        if way is None:
+            return self._global(field, self.name)
+        return tuple(axis if axis.reason else way(self, axis, n) for axis in field)
+
+    def _global(self, field: Field, reason: str) -> Field:
+        return tuple(axis if axis.reason else replace(axis, reason=reason) for axis in field)
+
+    def all(self, axis: Axis) -> Axis:
+        """The whole axis is mixed here."""
+        return replace(axis, reason=self.name)
+
+    def moved(self, axis: Axis, dim: int | None) -> Axis:
+        """The same field along another dimension; mixed if there is none."""
+        return self.all(axis) if dim is None else replace(axis, dim=dim)
+
+    def dims(self, position: int, name: str, n: int, default: Any = None) -> list[int]:
+        """The dimensions that an argument names, counted from 0; all for ``None``."""
+        rank = len(self.shapes[n])
+        given = self.step.argument(position, name, default)
+        numbers = (
+            range(rank) if given is None or given == () else [given] if isinstance(given, int) else given
+        )
+        return [d % rank for d in numbers]
+
+
+# ── how each operation changes a field, along one axis ───────────────────────────────────────────────────────
+
+
+def _pointwise(seen: Seen, axis: Axis, n: int) -> Axis:
+    """Each unit sees what the same unit of the input sees."""
+    return axis
+
+
+def _broadcast(seen: Seen, axis: Axis, n: int) -> Axis:
+    """As pointwise, shapes aligned at the right; a constant map along the axis has a size of its own."""
+    from_right = axis.dim - len(seen.shapes[n])
+    if seen.shapes[n][from_right] != seen.shape[from_right]:
+        return seen.all(axis)
+    constants = [t for t in (*seen.step.arguments, *seen.step.keywords.values()) if isinstance(t, Tensor)]
+    rigid = any(t.dim() >= -from_right and t.shape[from_right] > 1 for t in constants)
+    return replace(axis, dim=from_right + len(seen.shape), rigid=axis.rigid or rigid)
+
+
+def _window(axis: Axis, kernel: int, stride: int, padding: int, dilation: int) -> Axis:
+    return replace(
+        axis,
+        size=axis.size + (kernel - 1) * dilation * axis.jump,
+        jump=axis.jump * stride,
+        offset=axis.offset - padding * axis.jump,
+    )
+
+
+def _filter(seen: Seen, axis: Axis, n: int) -> Axis:
+    kernel = seen.step.argument(1, "weight").shape[2:]
+    if not isinstance(seen.step.argument(0, "input"), Slot) or len(seen.step.inputs) > 1:
+        return seen.all(axis)
+    a, spatial = axis.dim - (len(seen.shape) - len(kernel)), len(kernel)
+    if a < 0:
+        return seen.all(axis)
+    defaults = ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1))
+    stride, padding, dilation = (seen.step.argument(i, name, default) for i, name, default in defaults)
+    steps = each(dilation, spatial)[a]
+    if isinstance(padding, str):
+        pad = (kernel[a] - 1) * steps // 2 if padding == "same" else 0
+    else:
+        pad = each(padding, spatial)[a]
+    return _window(axis, kernel[a], each(stride, spatial)[a], pad, steps)
+
+
+def _pool(seen: Seen, axis: Axis, n: int) -> Axis:
+    step, spatial = seen.step, int(seen.step.operation.removesuffix("_with_indices")[-2])
+    kernel = step.argument(1, "kernel_size")
+    a = axis.dim - (len(seen.shape) - spatial)
+    dilation = step.argument(4, "dilation", 1) if step.operation.startswith("max") else 1
+    given = (kernel, step.argument(2, "stride") or kernel, step.argument(3, "padding", 0), dilation)
+    return seen.all(axis) if a < 0 else _window(axis, *(each(item, spatial)[a] for item in given))
+
+
+def _adaptive_pool(seen: Seen, axis: Axis, n: int) -> Axis:
+    """The identity if nothing is pooled; else its windows depend on the size of the image."""
+    same = seen.shape[axis.dim] == seen.shapes[n][axis.dim]
+    return replace(axis, rigid=True) if same else seen.all(axis)
+
+
+def _padded(seen: Seen, axis: Axis, n: int) -> Axis:
+    widths, mode = seen.step.argument(1, "pad"), seen.step.argument(2, "mode", "constant")
+    last = 2 * (len(seen.shapes[n]) - 1 - axis.dim)
+    if last >= len(widths) or not any(widths[last : last + 2]):
+        return axis
+    if mode != "constant":
+        return seen.all(axis)
+    cut = min(widths[last : last + 2]) < 0
+    return replace(axis, offset=axis.offset - widths[last] * axis.jump, rigid=axis.rigid or cut)
+
+
+def _reduced(seen: Seen, axis: Axis, n: int) -> Axis:
+    dims = seen.dims(1, "dim", n)
+    if axis.dim in dims:
+        return seen.all(axis)
+    kept = len(seen.shape) == len(seen.shapes[n])
+    return replace(axis, dim=axis.dim - (0 if kept else sum(d < axis.dim for d in dims)))
+
+
+def _along(position: int, default: int | None = None) -> Callable[[Seen, Axis, int], Axis]:
+    """An operation that mixes what lies along one dimension, and is pointwise along the others."""
+
+    def way(seen: Seen, axis: Axis, n: int) -> Axis:
+        return seen.all(axis) if axis.dim in seen.dims(position, "dim", n, default) else axis
+
+    return way
+
+
+def _last_dims(seen: Seen, axis: Axis, n: int) -> Axis:
+    """A norm over the last dimensions."""
+    mixed = len(seen.step.argument(1, "normalized_shape"))
+    return seen.all(axis) if axis.dim >= len(seen.shape) - mixed else axis
+
+
+def _linear(seen: Seen, axis: Axis, n: int) -> Axis:
+    mixed = axis.dim == len(seen.shape) - 1 or not isinstance(seen.step.argument(0, "input"), Slot)
+    return seen.all(axis) if mixed else axis
+
+
+def _batch_norm(seen: Seen, axis: Axis, n: int) -> Axis:
+    """In eval mode pointwise; the batch's own statistics mix everything."""
+    training = seen.step.argument(5, "training", False)
+    return seen.all(axis) if training or seen.step.argument(1, "running_mean") is None else axis
+
+
+def _reshaped(seen: Seen, axis: Axis, n: int) -> Axis:
+    return seen.moved(axis, _kept_dims(seen.shapes[n], seen.shape).get(axis.dim))
+
+
+def _kept_dims(old: Sequence[int], new: Sequence[int]) -> dict[int, int]:
+    """The dimensions that a reshape keeps, and where they are in the new shape."""
+    kept: dict[int, int] = {}
+    i = j = 0
+    while i < len(old) and j < len(new):
+        left, right = [i], [j]
+        i, j = i + 1, j + 1
+        while (a := math.prod(old[d] for d in left)) != (b := math.prod(new[d] for d in right)):
+            if a < b:
+                left.append(i)
+                i += 1
+            else:
+                right.append(j)
+                j += 1
+        left, right = [d for d in left if old[d] > 1], [d for d in right if new[d] > 1]
+        if len(left) == len(right) == 1:
+            kept[left[0]] = right[0]
+    return kept
+
+
+def _permuted(seen: Seen, axis: Axis, n: int) -> Axis:
+    given = seen.step.arguments[1:] or (seen.step.keywords["dims"],)
+    dims = given[0] if isinstance(given[0], (tuple, list)) else given
+    return replace(axis, dim=[d % len(seen.shape) for d in dims].index(axis.dim))
+
+
+def _transposed(seen: Seen, axis: Axis, n: int) -> Axis:
+    rank = len(seen.shape)
+    a, b = (
+        seen.step.argument(1 + k, f"dim{k}", seen.step.argument(1 + k, f"axis{k}")) % rank for k in (0, 1)
+    )
+    return replace(axis, dim={a: b, b: a}.get(axis.dim, axis.dim))
+
+
+def _joined(seen: Seen, axis: Axis, n: int) -> Axis:
+    dim = seen.step.argument(1, "dim", 0) % len(seen.shape)
+    return seen.all(axis) if axis.dim == dim else axis
+
+
+def _stacked(seen: Seen, axis: Axis, n: int) -> Axis:
+    dim = seen.step.argument(1, "dim", 0) % len(seen.shape)
+    return replace(axis, dim=axis.dim + (dim <= axis.dim))
+
+
+def _cut(seen: Seen, axis: Axis, n: int) -> Axis:
+    """Parts along a dimension: of channels; a part of the positions would start elsewhere."""
+    dim = seen.step.argument(2, "dim", 0) % len(seen.shapes[n])
+    return seen.all(axis) if axis.dim == dim else axis
+
+
+def _indexed(seen: Seen, axis: Axis, n: int) -> Axis:
+    """Numbers, slices, ``None`` and ``...``; a slice along the axis only from its start, in steps of one."""
+    given = seen.step.argument(1, "index")
+    index = list(given) if isinstance(given, tuple) else [given]
+    if any(isinstance(item, (Tensor, list, Slot, bool)) for item in index):
+        return seen.all(axis)
+    rank = len(seen.shapes[n])
+    missing = rank - sum(item is not None and item is not Ellipsis for item in index)
+    where = next((k for k, item in enumerate(index) if item is Ellipsis), len(index))
+    index[where : where + 1] = [slice(None)] * missing
+    old = new = 0
+    for item in index:
+        if item is None:
+            new += 1
+            continue
+        if old == axis.dim:
+            if not isinstance(item, slice) or item.step not in (None, 1):
+                return seen.all(axis)
+            first, end, _ = item.indices(seen.shapes[n][old])
+            moved = replace(axis, dim=new, offset=axis.offset + first * axis.jump)
+            return replace(moved, rigid=axis.rigid or (first, end) != (0, seen.shapes[n][old]))
+        old, new = old + 1, new + isinstance(item, slice)
+    return seen.all(axis)
+
+
+_ROWS: list[tuple[str, Callable[[Seen, Axis, int], Axis]]] = [
+    (
+        "relu relu6 leaky_relu prelu rrelu elu selu celu gelu silu hardswish mish softplus hardtanh threshold "
+        "sigmoid hardsigmoid tanh special_expit clamp clip clamp_min abs exp log sqrt square neg negative "
+        "dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout feature_alpha_dropout "
+        "to type float double half bfloat16 type_as contiguous clone local_response_norm channel_shuffle",
+        _pointwise,
+    ),
+    ("add sub subtract rsub mul div divide true_divide maximum fmax expand expand_as pow", _broadcast),
+    ("conv1d conv2d conv3d", _filter),
+    (
+        "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d "
+        "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices",
+        _pool,
+    ),
+    (
+        "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
+        "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d",
+        _adaptive_pool,
+    ),
+    ("pad", _padded),
+    ("mean sum amax", _reduced),
+    ("softmax log_softmax", _along(1, -1)),
+    ("glu", _along(1, -1)),
+    ("layer_norm rms_norm", _last_dims),
+    ("linear", _linear),
+    ("batch_norm", _batch_norm),
+    ("view reshape flatten unflatten squeeze unsqueeze view_as reshape_as", _reshaped),
+    ("permute", _permuted),
+    ("transpose swapaxes swapdims", _transposed),
+    ("cat concat concatenate", _joined),
+    ("stack", _stacked),
+    ("chunk split split_with_sizes tensor_split", _cut),
+    ("getitem", _indexed),
+]
+WAYS = {name: way for names, way in _ROWS for name in names.split()}
