@@ -6,8 +6,8 @@ The deconvnet of Zeiler & Fergus, *Visualizing and Understanding Convolutional N
 The package, from what users call down to single steps (imports only go down)::
 
     cli, commands, demo     the command line, what each command does, the demo page
-    plotting                matplotlib figures of results
     deconvnet, comparison   Deconvnet, NeuronDeconvnet; a projection beside captum's methods
+    diagnostics             dead, grey, duplicate and aliased filters
     projection              signals back to the pixels, many at a time
     capture                 watch a forward pass, then leave the model as it was found
     layers                  find a layer by name, module or call
@@ -17,6 +17,8 @@ The package, from what users call down to single steps (imports only go down)::
     targets, inputs, images captum's targets; checks; pictures in and out
     model_zoo, weights_file a model by its name; weights from a file, safely
     models                  the paper's networks and their ablations
+    plotting                matplotlib figures of results, which call it and which it does not import
+    spectrum                a kernel's energy over frequencies
     errors                  DeconvvizError and its kinds
 """
 

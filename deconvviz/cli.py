@@ -1,4 +1,4 @@
-"""The command line: ``deconvviz demo | project | check | layers``.
+"""The command line: ``deconvviz demo | project | filters | check | layers``.
 
 Parsers only; :mod:`~deconvviz.commands` does the work. A user's mistake ends in exit code 2 and one line on
 stderr, never in a traceback. A new command is an entry of :data:`COMMANDS`.
@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import torch
 
-from deconvviz.commands import check, demo, layers, project, say
+from deconvviz.commands import check, demo, filters, layers, project, say
 from deconvviz.errors import DeconvvizError, InvalidInput
 from deconvviz.plotting import FIGURE_SUFFIXES
 
@@ -72,6 +72,14 @@ def _project_options(parser: argparse.ArgumentParser) -> None:
     add("--out", type=_figure, required=True, metavar="FILE", help=", ".join(FIGURE_SUFFIXES))
 
 
+def _filters_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", type=Path, nargs="*", metavar="IMAGE", help="to see which filters fire")
+    _model_options(parser)
+    add = parser.add_argument
+    add("--layer", metavar="L", help="the convolution to draw; default: the first")
+    add("--out", type=_figure, metavar="FILE", help=f"its kernels as a mosaic: {', '.join(FIGURE_SUFFIXES)}")
+
+
 def _model_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", required=True, metavar="NAME", help="of torchvision, or module:factory")
@@ -85,6 +93,11 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str, Callable[..., None]]] = {
     "demo": (demo, "Look at real features of a real network: write a page.", _demo_options),
     "project": (project, "Project feature maps of a layer to the pixels of pictures.", _project_options),
+    "filters": (
+        filters,
+        "Find dead, grey, duplicate and aliased filters (the paper's section 4.1).",
+        _filters_options,
+    ),
     "check": (check, "List how every operation of a model goes back.", _model_options),
     "layers": (layers, "List the layers of a model and the shapes they put out.", _model_options),
 }

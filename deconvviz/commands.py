@@ -18,6 +18,7 @@ from deconvviz.check import CheckReport
 from deconvviz.comparison import compare, shuffled_weights
 from deconvviz.deconvnet import Deconvnet
 from deconvviz.demo import run_demo
+from deconvviz.diagnostics import diagnose
 from deconvviz.errors import DeconvvizError, InvalidInput
 from deconvviz.images import (
     PICTURE_SUFFIXES,
@@ -94,6 +95,20 @@ def _draw_comparisons(arguments: argparse.Namespace, loaded: LoadedModel, inputs
             for fmap in maps
         ]
     save_figure(comparison_panel(comparisons, loaded.transform.mean, loaded.transform.std), arguments.out)
+
+
+def filters(arguments: argparse.Namespace) -> int:
+    """Print what is wrong with the filters; write a layer's kernels as a mosaic."""
+    loaded = _load(arguments)
+    inputs = [loaded.transform(load_picture(p))[None].to(arguments.device) for p in arguments.images]
+    diagnosis = diagnose(loaded.model, inputs or None)
+    print(diagnosis)
+    if arguments.out:
+        save_figure(diagnosis.figure(arguments.layer), arguments.out, dpi=150)
+        print(f"wrote {arguments.out}")
+    if not loaded.learned:
+        say("warning: without --weights the weights are random, so nothing here was learned")
+    return 0
 
 
 @contextmanager

@@ -9,7 +9,7 @@ numbered *values* (those tensors). It holds shapes, constants by reference and w
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -133,30 +133,40 @@ class Tape:
             for step in self.steps
         )
 
-    def leading_to(self, wanted: int) -> list[Step]:
-        """The steps that ``wanted`` depends on, in order."""
-        needed, steps = {wanted}, []
+    def leading_to(self, *wanted: int, given: Collection[int] = ()) -> list[Step]:
+        """The steps that the values ``wanted`` depend on, in order, where others are ``given``."""
+        needed, steps = set(wanted).difference(given), []
         for step in reversed(self.steps):
             if needed.intersection(step.outputs):
-                needed.update(step.inputs)
+                needed.update(set(step.inputs).difference(given))
                 steps.append(step)
         return steps[::-1]
 
     def replay(self, wanted: int, inputs: Sequence[Tensor] | None = None) -> Tensor:
         """Value ``wanted`` computed again: no module, hook, random number or buffer is touched."""
-        steps = self.leading_to(wanted)
+        return self.replay_all([wanted], inputs)[wanted]
+
+    def replay_all(
+        self,
+        wanted: Sequence[int],
+        inputs: Sequence[Tensor] | None = None,
+        given: Mapping[int, Tensor] | None = None,
+    ) -> dict[int, Tensor]:
+        """Several values from one replay, or what they would be had other values been the ``given`` ones."""
+        given = given or {}
+        steps = self.leading_to(*wanted, given=given)
         last_use = {value: i for i, step in enumerate(steps) for value in step.inputs}
-        held = dict(zip(self.inputs, self.tensors if inputs is None else inputs, strict=True))
+        held = dict(zip(self.inputs, self.tensors if inputs is None else inputs, strict=True)) | dict(given)
         with self.context():
             for i, step in enumerate(steps):
                 tensors = [held[value] for value in step.inputs]
                 for value in set(step.inputs):
-                    if last_use[value] == i and value != wanted:
+                    if last_use[value] == i and value not in wanted:
                         del held[value]
                 for number, output in zip(step.outputs, flatten(step.rerun(*tensors)), strict=False):
-                    if number is not None:
+                    if number is not None and number not in given:
                         held[number] = output
-        return held[wanted]
+        return {value: held[value] for value in wanted}
 
     @contextlib.contextmanager
     def context(self) -> Any:

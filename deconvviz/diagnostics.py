@@ -1,0 +1,308 @@
+"""What is wrong with the filters: dead, grey, saturated, duplicate, too fine, folded over (paper, section 4.1).
+
+Looking at AlexNet, the paper found first-layer filters that were black or grey, extremes of frequency with little
+between, and aliasing after the stride of 4; smaller kernels and a stride of 2 cured them. Here each is a number with
+a threshold, for every ``nn.Conv2d``. With W the kernel (I, kh, kw) of one filter:
+
+==============  ==============================================================================================
+dead            RMS(W) <= 0.05 x the layer's 90% quantile (the paper's black squares), or, on the data, never
+                positive after its batch norm and before its rectifier
+grey            Σ_c kh·kw·mean(W_c)² >= 0.95 Σ W²: constant over the window, so it passes an average only
+saturated       on the data, positive at 99.9% of the cells or more: the rectifier does nothing
+duplicate       cosine with another filter of the same input maps >= 0.99 (kernels of 9 weights or more)
+high-frequency  the energy of waves shorter than 3 pixels >= 0.95 of the kernel's: a checkerboard, not an edge
+==============  ==============================================================================================
+
+and for a layer: *few middle frequencies*, if waves of 3 to 6 pixels hold under 20% of its filters' energy (kernels
+of 5x5 or more), and *folded*, if half of its kernels' energy or more is beyond the frequency 1/(2·stride) that its
+output can carry, so that the stride folds it over onto lower ones.
+
+Caveats: energies are those of the kernel, as if its input were white noise: untrained kernels are white too and fold
+at any stride. Kernels of one pixel have no frequencies. A filter can be silent on few pictures and well elsewhere.
+
+>>> from torch import nn
+>>> model = nn.Sequential(nn.Conv2d(3, 4, 5), nn.ReLU())
+>>> _ = nn.init.ones_(model[0].weight[2])
+>>> diagnose(model)["0"].filters[2].flags
+('grey',)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from deconvviz.capture import require_module, watch
+from deconvviz.errors import InvalidInput, UnknownLayer
+from deconvviz.inputs import input_tensors
+from deconvviz.rules.rectifiers import rectify
+from deconvviz.spectrum import Spectrum
+from deconvviz.tape import Tape
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DEAD_RMS = 0.05
+GREY = 0.95
+SATURATED = 0.999
+DUPLICATE = 0.99
+HIGH_FREQUENCY = 0.95
+FEW_MIDDLE = 0.2
+FOLDED = 0.5
+FLAGS = ("dead", "grey", "saturated", "duplicate", "high-frequency")
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Filter:
+    """One filter of a layer and what is wrong with it; shares are 0..1, ``None`` where they have no meaning."""
+
+    number: int
+    rms: float
+    """Root mean square of the kernel's weights."""
+    grey: float | None
+    """Share of the kernel's energy in its mean over the window."""
+    low: float | None
+    """Share of the energy in waves longer than 6 pixels; ``middle``: 3 to 6; ``high``: shorter than 3."""
+    middle: float | None
+    high: float | None
+    twin: int | None
+    """The most similar other filter on the same input maps, and their cosine."""
+    cosine: float | None
+    fires: float | None
+    """Share of the data's cells where it is positive; ``None`` without data or without a rectifier after it."""
+    flags: tuple[str, ...]
+    """Some of :data:`FLAGS`."""
+
+
+@dataclass(frozen=True)
+class LayerDiagnosis:
+    """One convolution: its filters, and what the layer as a whole does to frequencies."""
+
+    layer: str
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    weights: Tensor
+    """A copy of the kernels (O, I, kh, kw)."""
+    filters: tuple[Filter, ...]
+    folded: float | None
+    """Share of the kernels' energy that the stride folds over, 0..1; ``None`` without energy."""
+    advice: tuple[str, ...]
+
+    def flagged(self, flag: str) -> list[int]:
+        """The numbers of the filters with one of :data:`FLAGS`."""
+        return [found.number for found in self.filters if flag in found.flags]
+
+    def figure(self) -> Figure:
+        """The kernels as a mosaic, the flagged ones framed."""
+        from deconvviz.plotting.filters import mosaic
+
+        return mosaic(self)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Every convolution of a model, in the model's order; prints as a table."""
+
+    layers: tuple[LayerDiagnosis, ...]
+    images: int
+    """How many images of data were seen."""
+
+    def __getitem__(self, layer: str) -> LayerDiagnosis:
+        for found in self.layers:
+            if found.layer == layer:
+                return found
+        names = ", ".join(repr(found.layer) for found in self.layers)
+        raise UnknownLayer(f"no convolution {layer!r} was diagnosed; expected one of {names}")
+
+    @property
+    def healthy(self) -> bool:
+        """Whether no filter is flagged and no layer has an advice."""
+        return not any(layer.advice for layer in self.layers)
+
+    def figure(self, layer: str | None = None) -> Figure:
+        """The mosaic of one layer, by default the first."""
+        return (self.layers[0] if layer is None else self[layer]).figure()
+
+    def __str__(self) -> str:
+        width = max([len("layer"), *(len(layer.layer) for layer in self.layers)])
+        lines = [f"{'layer':<{width}}  kernel   filters  " + "  ".join(FLAGS) + "  folded"]
+        for layer in self.layers:
+            counts = "  ".join(f"{len(layer.flagged(flag)) or '-':>{len(flag)}}" for flag in FLAGS)
+            shape = f"{layer.kernel[0]}x{layer.kernel[1]}/{max(layer.stride)}"
+            folded = "-" if layer.folded is None else f"{layer.folded:.0%}"
+            lines.append(
+                f"{layer.layer:<{width}}  {shape:<7}  {len(layer.filters):>7}  {counts}  {folded:>6}"
+            )
+        lines += [f"{layer.layer}: {advice}" for layer in self.layers for advice in layer.advice]
+        return "\n".join(lines)
+
+
+def diagnose(model: nn.Module, data: Tensor | Iterable[Any] | None = None) -> Diagnosis:
+    """Look for what is wrong with the filters of every ``nn.Conv2d``.
+
+    Args:
+        model: any module; it is left as it was found.
+        data: images (N, C, H, W), normalised as the model was trained, or an iterable of such batches, or of tuples
+            that start with one (a ``DataLoader``); without it only the weights are judged.
+
+    Raises:
+        InvalidInput: there is no ``nn.Conv2d``, or the data has no images or is not what the model takes.
+    """
+    model = require_module(model)
+    convolutions = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    if not convolutions:
+        raise InvalidInput(f"the {type(model).__name__} has no nn.Conv2d to diagnose")
+    images, fires = (0, {}) if data is None else _fires(model, convolutions, data)
+    layers = [_layer(name, module, fires.get(name), images) for name, module in convolutions.items()]
+    return Diagnosis(tuple(layers), images)
+
+
+@torch.no_grad()
+def clip_filter_rms(model: nn.Module, limit: float = 0.1) -> int:
+    """Scale every convolution filter whose RMS exceeds ``limit`` down to it, in place; call it after each step.
+
+    The paper trains so, that no few first-layer filters dominate (section 3). Returns how many were scaled.
+
+    Raises:
+        InvalidInput: ``limit`` is not positive.
+    """
+    if not 0 < limit < math.inf:
+        raise InvalidInput(f"limit is {limit!r}; expected a positive number, such as the paper's 0.1")
+    clipped = 0
+    for module in model.modules():
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            over = module.weight.flatten(1).square().mean(1).sqrt() / limit
+            if (over > 1).any():
+                module.weight.div_(over.clamp(min=1).view(-1, *[1] * (module.weight.dim() - 1)))
+                clipped += int((over > 1).sum())
+    return clipped
+
+
+def _layer(name: str, module: nn.Conv2d, fires: Tensor | None, images: int) -> LayerDiagnosis:
+    weights = module.weight.detach().double().cpu()
+    height, width = weights.shape[2:]
+    energy = weights.square().sum((1, 2, 3))
+    rms = weights.square().mean((1, 2, 3)).sqrt()
+    black = rms <= DEAD_RMS * rms.quantile(0.9)
+    spectrum = Spectrum((height, width), module.dilation)
+    has_frequencies = height * width > 1
+    grey = height * width * weights.mean((2, 3)).square().sum(1) / energy
+    bands = [spectrum.share(weights, *band) for band in ((0, 1 / 6), (1 / 6, 1 / 3), (1 / 3, 1))]
+    cosine, twin = _twins(weights, module.groups)
+    filters = []
+    for i in range(len(weights)):
+        alive = not bool(black[i])
+        flat, low, middle, high = (
+            float(share[i]) if alive and has_frequencies else None for share in (grey, *bands)
+        )
+        similar = float(cosine[i]) if alive and cosine[i] >= -1 and not black[twin[i]] else None
+        on = None if fires is None else float(fires[i])
+        found = {
+            "dead": not alive or on == 0,
+            "grey": flat is not None and flat >= GREY,
+            "saturated": on is not None and on >= SATURATED,
+            "duplicate": similar is not None and similar >= DUPLICATE and weights[i].numel() >= 9,
+            "high-frequency": high is not None and high >= HIGH_FREQUENCY,
+        }
+        flags = tuple(flag for flag in FLAGS if found[flag])
+        other = None if similar is None else int(twin[i])
+        filters.append(Filter(i, float(rms[i]), flat, low, middle, high, other, similar, on, flags))
+    kernel, stride = (height, width), (module.stride[0], module.stride[1])
+    total = float(energy.sum())
+    folded = max(0.0, 1 - float(spectrum.carried(weights, stride).sum()) / total) if total else None
+    layer = LayerDiagnosis(name, kernel, stride, weights.float(), tuple(filters), folded, ())
+    return replace(layer, advice=_advice(layer, images))
+
+
+def _twins(weights: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """The largest cosine (O,) of each filter with another of its group, and that filter; -2 if there is none."""
+    unit = nn.functional.normalize(weights.flatten(1), dim=1).view(groups, len(weights) // groups, -1)
+    cosines = unit @ unit.mT
+    cosines.diagonal(dim1=1, dim2=2).fill_(-2)
+    cosine, twin = cosines.max(2)
+    first = torch.arange(groups)[:, None] * unit.shape[1]
+    return cosine.flatten(), (twin + first).flatten()
+
+
+def _fires(
+    model: nn.Module, convolutions: dict[str, nn.Conv2d], data: Tensor | Iterable[Any]
+) -> tuple[int, dict[str, Tensor]]:
+    """The number of images, and for each convolution with a rectifier the share of cells (O,) where it is positive."""
+    images, on, cells = 0, dict[str, Any](), dict[str, int]()
+    for batch in _batches(data):
+        inputs = input_tensors(batch, model)
+        images += len(inputs[0])
+        tape, _ = watch(model, inputs)
+        places = {response: name for response, name in _responses(tape) if name in convolutions}
+        for value, response in tape.replay_all(list(places)).items():
+            name = places[value]
+            on[name] = on.get(name, 0) + (response > 0).sum((0, 2, 3)).double().cpu()
+            cells[name] = cells.get(name, 0) + response[:, 0].numel()
+    if not images:
+        raise InvalidInput(
+            "data has no images; expected (N, C, H, W), or batches of them (a used-up iterator?)"
+        )
+    return images, {name: count / cells[name] for name, count in on.items()}
+
+
+def _batches(data: Tensor | Iterable[Any]) -> Iterator[Any]:
+    for batch in data.split(BATCH) if isinstance(data, Tensor) else data:
+        yield batch[0] if isinstance(batch, (tuple, list)) else batch
+
+
+def _responses(tape: Tape) -> Iterator[tuple[int, str]]:
+    """What each convolution gives to a rectifier, after its batch norm: the value and the module's name."""
+    for step in tape.steps:
+        value = step.outputs[0]
+        while step.operation == "conv2d" and value is not None:
+            users = [user for user in tape.steps if value in user.inputs]
+            if users and all(user.rule.back is rectify for user in users):
+                yield value, step.module
+            value = users[0].outputs[0] if [u.operation for u in users] == ["batch_norm"] else None
+
+
+def _advice(layer: LayerDiagnosis, images: int) -> tuple[str, ...]:
+    """Plain sentences on what is wrong and what to try."""
+    (height, width), stride, total = layer.kernel, max(layer.stride), len(layer.filters)
+    seen = f" or never fire on the {images} images given" if images else ""
+    remedies = {
+        "dead": f"have no weights to speak of{seen}: prune them, or train with a lower rate and clip_filter_rms",
+        "grey": "pass only an average over their window: they cost as much as an edge detector and tell less",
+        "saturated": f"are on everywhere in the {images} images given: their rectifier does nothing; look at the bias",
+        "duplicate": "do what another does: fewer maps would do, or train longer with dropout",
+        "high-frequency": "follow changes from one pixel to the next, mostly noise: regularise more, or train longer",
+    }
+    advice = [
+        f"{len(numbers)} of {total} filters ({_listed(numbers)}) {remedy}"
+        for flag, remedy in remedies.items()
+        if (numbers := layer.flagged(flag))
+    ]
+    middles = [found.middle for found in layer.filters if found.middle is not None]
+    middle = sum(middles) / len(middles) if middles else 1
+    smaller = f"try {_odd(height * 7 / 11)}x{_odd(width * 7 / 11)}"
+    if min(height, width) >= 5 and middle < FEW_MIDDLE:
+        advice.append(
+            f"waves of 3 to 6 pixels, the middle, hold {middle:.0%} of its filters' energy: {smaller}"
+        )
+    if stride > 1 and layer.folded is not None and layer.folded >= FOLDED:
+        kernel = smaller if min(height, width) >= 5 else "keep the kernel"
+        advice.append(
+            f"stride {stride} after a {height}x{width} kernel folds {layer.folded:.0%} of its energy over: "
+            f"{kernel}, stride {stride // 2}"
+        )
+    return tuple(advice)
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
+
+
+def _odd(size: float) -> int:
+    """The odd number nearest to a kernel's size, at least 3."""
+    return max(3, 2 * round((size - 1) / 2) + 1)
