@@ -60,3 +60,7 @@ class PictureError(DeconvvizError, ValueError):
 
 class WeightsError(DeconvvizError, ValueError):
     """A weights file is missing, altered or does not fit the model."""
+
+
+class CheckpointError(DeconvvizError, ValueError):
+    """A checkpoint is damaged, cannot be written, or belongs to another model, layers or data."""

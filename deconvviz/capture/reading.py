@@ -1,0 +1,88 @@
+"""Read some layers' outputs in passes that end as soon as all of them ran; nothing else is watched.
+
+Much lighter than :func:`~deconvviz.capture.watch`: one hook a layer, no tape.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from deconvviz.errors import InvalidInput, LayerNotRun
+from deconvviz.layers import address
+from deconvviz.tape import flatten
+
+LayerCall = tuple[str, int]
+"""A module's dotted name, and which of its calls in a pass, from 1."""
+
+
+class _AllRead(BaseException):
+    """Ends a pass whose layers have all run; not an ``Exception``, so that models do not catch it."""
+
+
+@contextlib.contextmanager
+def reading(
+    model: nn.Module, layers: Sequence[LayerCall], use: Callable[[int, Tensor], None]
+) -> Iterator[Callable[..., None]]:
+    """Give a function that runs the model up to the last of ``layers``, and calls ``use`` at each.
+
+    ``use(i, output)`` gets the output (N, C, *S) of ``layers[i]`` while the pass stands there: later layers may
+    work in place, so it must take from it what it needs. The model's modes are its own: see :func:`evaluating`.
+
+    The function raises:
+        LayerNotRun: the pass ended before a layer's call.
+        InvalidInput: a layer gives more or less than one tensor.
+    """
+    wanted = {layer: i for i, layer in enumerate(layers)}
+    counts: dict[str, int] = {}
+    left: set[int] = set()
+
+    def after(name: str, output: Any) -> None:
+        counts[name] += 1
+        i = wanted.get((name, counts[name]))
+        if i is None:
+            return
+        tensors = flatten(output)
+        if len(tensors) != 1:
+            raise InvalidInput(
+                f"layer {name!r} gives {len(tensors)} tensors; expected one: choose a layer inside it that does"
+            )
+        use(i, tensors[0].detach())
+        left.discard(i)
+        if not left:
+            raise _AllRead
+
+    def run(*inputs: Any) -> None:
+        counts.update(dict.fromkeys(names, 0))
+        left.update(range(len(layers)))
+        with contextlib.suppress(_AllRead):
+            model(*inputs)
+        if left:
+            name, number = layers[min(left)]
+            raise LayerNotRun(f"layer {address(name, number, {name: 2})!r} did not run in this pass")
+
+    names = list(dict.fromkeys(name for name, _ in layers))
+    hooks = []
+    try:
+        for name in names:
+            hook = lambda module, inputs, output, name=name: after(name, output)  # noqa: E731
+            hooks.append(model.get_submodule(name).register_forward_hook(hook))
+        yield run
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in eval mode, and then each in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

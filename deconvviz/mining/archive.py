@@ -1,0 +1,107 @@
+"""Arrays and a JSON header in one file that is never half written, and fingerprints of what it belongs to.
+
+The file is a NumPy ``.npz`` without pickles: it can hold arrays and no code. Every entry has a CRC, so a
+truncated or altered file is refused. A write goes to a temporary file beside it, which then replaces it in one
+step: whoever is killed, or finds the disk full, leaves the old file as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from deconvviz.errors import CheckpointError
+
+FORMAT = 1
+_HEADER = "header"
+
+
+def save_archive(path: str | os.PathLike[str], header: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+    """Write ``header`` (whatever JSON can hold) and ``arrays``, replacing the file if there is one.
+
+    Raises:
+        CheckpointError: the file cannot be written (no space, no permission); the old one is as it was.
+    """
+    path = Path(path)
+    text = json.dumps({"format": FORMAT, **header}, allow_nan=False)
+    entries: dict[str, Any] = {**arrays, _HEADER: np.frombuffer(text.encode(), np.uint8)}
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                np.savez_compressed(file, **entries)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be written ({error.strerror or error}): make space or choose another place"
+        ) from error
+
+
+def load_archive(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Read a file of :func:`save_archive` whole.
+
+    Raises:
+        CheckpointError: it is missing, damaged, of another kind or of a newer format.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        header = json.loads(arrays.pop(_HEADER).tobytes())
+        version = header["format"]
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist") from error
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        EOFError,
+        AttributeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise CheckpointError(
+            f"{path} is damaged or not a file of FilterGrid ({type(error).__name__}: {error}): "
+            "delete it to start afresh"
+        ) from error
+    if version != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {version}; this version of deconvviz reads {FORMAT}: update it"
+        )
+    return header, arrays
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """The class, and every parameter's and buffer's name, shape and content, as one hash."""
+    state = model.state_dict(keep_vars=True).items()
+    return hash_of(type(model).__name__, *(part for item in state for part in item))
+
+
+def hash_of(*items: object) -> str:
+    """SHA-256 of texts and tensors, the latter by shape, dtype and content."""
+    digest = hashlib.sha256()
+    for item in items:
+        if isinstance(item, Tensor):
+            plain = item.detach().cpu().contiguous()
+            digest.update(f"{tuple(plain.shape)} {plain.dtype}".encode())
+            digest.update(plain.view(-1).view(torch.uint8).numpy().data)
+        else:
+            digest.update(f"{item}\0".encode())
+    return digest.hexdigest()
