@@ -8,6 +8,7 @@ The package, from what users call down to single steps (imports only go down)::
     cli, commands, demo     the command line, what each command does, the demo page
     deconvnet, comparison   Deconvnet, NeuronDeconvnet; a projection beside captum's methods
     diagnostics             dead, grey, duplicate and aliased filters
+    invariance              features under translation, scale and rotation
     projection              signals back to the pixels, many at a time
     capture                 watch a forward pass, then leave the model as it was found
     layers                  find a layer by name, module or call

@@ -151,13 +151,17 @@ class Tape:
         wanted: Sequence[int],
         inputs: Sequence[Tensor] | None = None,
         given: Mapping[int, Tensor] | None = None,
+        gradient: bool = False,
     ) -> dict[int, Tensor]:
-        """Several values from one replay, or what they would be had other values been the ``given`` ones."""
+        """Several values from one replay, or what they would be had other values been the ``given`` ones.
+
+        With ``gradient`` autograd can go from them to what is given.
+        """
         given = given or {}
         steps = self.leading_to(*wanted, given=given)
         last_use = {value: i for i, step in enumerate(steps) for value in step.inputs}
         held = dict(zip(self.inputs, self.tensors if inputs is None else inputs, strict=True)) | dict(given)
-        with self.context():
+        with self.context(gradient):
             for i, step in enumerate(steps):
                 tensors = [held[value] for value in step.inputs]
                 for value in set(step.inputs):
@@ -169,12 +173,12 @@ class Tape:
         return {value: held[value] for value in wanted}
 
     @contextlib.contextmanager
-    def context(self) -> Any:
-        """The pass's autocast state, without autograd or inference tensors."""
+    def context(self, gradient: bool = False) -> Any:
+        """The pass's autocast state, without inference tensors, and without autograd unless asked for."""
         device = self.tensors[0].device.type
         with (
             torch.inference_mode(False),
-            torch.no_grad(),
+            torch.set_grad_enabled(gradient),
             torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None),
         ):
             yield

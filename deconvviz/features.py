@@ -1,0 +1,52 @@
+"""What chosen layers put out in one pass of the model, which is left as it was found.
+
+>>> import torch
+>>> from torch import nn
+>>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten())
+>>> [f.shape for f in features(model, torch.randn(2, 3, 6, 6), ["1", ""])]
+[torch.Size([2, 8, 4, 4]), torch.Size([2, 128])]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from deconvviz.capture import require_module, watch
+from deconvviz.errors import InvalidInput
+from deconvviz.inputs import input_tensors
+from deconvviz.layers import Layer, find_call, locate
+from deconvviz.tape import Tape
+
+
+def features(model: nn.Module, inputs: Any, layers: Sequence[Layer]) -> list[Tensor]:
+    """The outputs (N, ...) of layers, each a dotted name, a module or a call; ``""`` is the model itself.
+
+    Raises:
+        UnknownLayer, AmbiguousLayer, LayerNotRun, InvalidInput: as their names say.
+    """
+    model = require_module(model)
+    places = [locate(model, layer) for layer in layers]
+    tape, _ = watch(model, input_tensors(inputs, model))
+    values = [only_value(tape, name, number) for name, number in places]
+    found = tape.replay_all(values)
+    return [found[value] for value in values]
+
+
+def only_value(tape: Tape, name: str, number: int | None) -> int:
+    """The value on the tape that a layer's call puts out.
+
+    Raises:
+        LayerNotRun, AmbiguousLayer: as their names say.
+        InvalidInput: the layer gives several tensors, or one that does not depend on the inputs.
+    """
+    outputs = find_call(tape, name, number).outputs
+    if len(outputs) != 1 or outputs[0] is None:
+        what = f"layer {name!r}" if name else "the model"
+        raise InvalidInput(
+            f"{what} gives {len(outputs)} tensors, or one that does not depend on the inputs; expected one that "
+            "does: choose a layer inside it or before it"
+        )
+    return outputs[0]
