@@ -608,8 +608,44 @@ def test_a_constant_that_a_layer_holds_is_not_hidden_code():
     assert torch.equal(pixels, expected)
 
 
-@pytest.mark.xfail(strict=True, reason="what numpy gives, outside a layer of its own, looks like a constant")
-def test_hidden_code_in_the_middle_of_a_forward_is_refused():
-    model = seeded(lambda net, x: custom(in_numpy)(x) + x)
-    with pytest.raises((UnsupportedOperation, NoForwardPass)):
-        Deconvnet(model).project("head", inputs=X)
+@pytest.mark.parametrize("gradient", ["raise", "gradient"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda net, x: custom(in_numpy)(x) + x,
+        lambda net, x: custom(in_numpy)(x),
+        lambda net, x: in_numpy(x.detach()),
+        lambda net, x: torch.as_tensor(np.abs(x)).view_as(x),
+        lambda net, x: torch.tensor(np.asarray(x.relu())) * 2,
+        lambda net, x: net.relu(torch.from_numpy(x.numpy() ** 2)),
+        lambda net, x: x.index_copy(
+            1, torch.tensor([2]), torch.from_dlpack(np.sqrt(np.from_dlpack(x**2)))[:, :1]
+        ),
+    ],
+)
+def test_hidden_code_in_the_middle_of_a_forward_is_refused(body, gradient):
+    model = seeded(body)
+    with torch.no_grad(), Deconvnet(model, on_unsupported=gradient) as deconv:
+        with pytest.raises(UnsupportedOperation, match="'hidden code' in layer") as error:
+            deconv.project("head", inputs=X)
+        assert "gradient" not in str(error.value)
+        assert deconv.project("stem", inputs=X).any(), "up to there all is well"
+        model(X)
+        with pytest.raises(NoForwardPass, match="hides its operations"):
+            deconv.project("head")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda net, x: x * x.max().item(),
+        lambda net, x: x * float(x.numpy().mean()),
+        lambda net, x: x * torch.tensor([1.0, 2, 3]) if x.tolist() else x,
+        lambda net, x: (x.detach().numpy(), net.relu(x) * torch.ones(3) + net.scratch)[1],
+        lambda net, x: x.index_select(1, torch.from_numpy(x[0].numpy().sum((1, 2)).argsort().copy())),
+        lambda net, x: (net.scratch.numpy(), x * CONSTANT)[1],
+    ],
+    ids=["item", "number", "tolist", "logged", "index", "constant"],
+)
+def test_numbers_and_indices_read_in_a_forward_are_constants_of_the_pass(body):
+    assert Deconvnet(seeded(body)).project("head", inputs=X).any()

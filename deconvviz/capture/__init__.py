@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from deconvviz.capture.as_found import left_as_found
 from deconvviz.capture.recording import Recorder
-from deconvviz.capture.watching import Capture, left_as_found, watch
+from deconvviz.capture.watching import Capture, watch
 from deconvviz.errors import UnsupportedModel
 
 

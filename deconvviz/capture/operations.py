@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -29,12 +30,12 @@ QUERIES = _names(
     "__repr__ __hash__ register_hook retain_grad itemsize nbytes"
 )
 DETACHED = frozenset(("detach", "data"))
+TO_NUMPY = frozenset(("numpy", "__array__", "__dlpack__"))
+"""Operations that let content out, to where no operation is seen. Single numbers (``item``) are constants."""
 FRESH = _names(
     "zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones "
     "new_empty new_full new_tensor new_empty_strided"
 )
-
-
 LIKE = _names("expand_as view_as reshape_as type_as to")
 """Operations whose second tensor lends them its shape or dtype, and no signal."""
 
@@ -56,35 +57,34 @@ def outline(item: Any) -> Any:
     return item.new_empty(()).expand(item.shape) if isinstance(item, Tensor) else item
 
 
-def written_from(geometries: Any, size: int, device: torch.device) -> Tensor:
-    """For each element of a second view of a memory, its place in the first, or -1 if it is not in it."""
-    source = torch.full((size,), -1, device=device)
-    first = source.as_strided(*geometries[0])
-    first.copy_(torch.arange(first.numel(), device=device).view(first.shape))
-    return source.as_strided(*geometries[1])
-
-
-def write_through(geometries: Any, size: int, new: Tensor, old: Tensor) -> Tensor:
-    """``old`` after ``new`` was written to the memory that both view."""
-    source = written_from(geometries, size, new.device)  # not as_strided_scatter: its gradient is wrong
-    return torch.where(source < 0, old, new.flatten()[source.clamp(min=0)])
+@functools.cache
+def _writing(function: Callable[..., Any]) -> tuple[bool, int | None]:
+    """Whether a function always writes in place, and the position of its ``inplace`` if it has one."""
+    name = getattr(function, "__name__", "")
+    dunder = name.startswith("__")
+    always = name == "__setitem__" or (dunder and name.startswith("__i") and name in ALIASES)
+    try:
+        parameters = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # one of C++, whose names end in _ where they write in place
+        parameters = []
+    position = parameters.index("inplace") if "inplace" in parameters else None
+    return always or (not dunder and name.endswith("_")), position
 
 
 def written(function: Any, args: Any, kwargs: dict[str, Any]) -> tuple[int | str | None, Tensor | None]:
-    """The argument that an operation may overwrite: its position or keyword (none for ``out``, whose content
+    """The argument that an operation overwrites: its position or keyword (none for ``out``, whose content
     plays no part), and the tensor."""
-    name = getattr(function, "__name__", "")
-    if "out" in kwargs:
+    if kwargs and "out" in kwargs:
         return None, kwargs["out"] if isinstance(kwargs["out"], Tensor) else None
-    dunder = name.startswith("__")
-    in_place = name == "__setitem__" or (dunder and name.startswith("__i") and name in ALIASES)
-    in_place = in_place or (not dunder and name.endswith("_"))
-    if in_place or kwargs.get("inplace") or any(item is True for item in args):
-        if args:
-            return (0, args[0]) if isinstance(args[0], Tensor) else (None, None)
-        for key in ("input", "self"):
-            if isinstance(kwargs.get(key), Tensor):
-                return key, kwargs[key]
+    always, position = _writing(function)
+    asked = position is not None and position < len(args) and args[position]
+    if not (always or asked or (kwargs and kwargs.get("inplace"))):
+        return None, None
+    if args:
+        return (0, args[0]) if isinstance(args[0], Tensor) else (None, None)
+    for key in ("input", "self"):
+        if isinstance(kwargs.get(key), Tensor):
+            return key, kwargs[key]
     return None, None
 
 

@@ -69,7 +69,7 @@ class Recorder:
             return None
         self._running.append(capture.__enter__())
         self._frame, self._depth = id(sys._getframe(2)), 0
-        capture._before("", module, args, kwargs)
+        capture.enter("", module, args)
         keywords = _Keywords(kwargs)
         weakref.finalize(keywords, _leave, self._running, self._frame)
         return args, keywords
@@ -83,7 +83,7 @@ class Recorder:
         capture = self._running[0]
         try:
             if output is not None and not capture.abandoned:
-                capture._after("", module, args, kwargs, output)
+                capture.leave("", module, args, kwargs, output)
                 capture.finish()
                 self.tape = capture.tape
         finally:

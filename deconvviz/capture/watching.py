@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import threading
-import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
+from deconvviz.capture.as_found import left_as_found
+from deconvviz.capture.memory import CONSTANT, DERIVED, Memory, write_through, written_from
 from deconvviz.capture.operations import (
     DETACHED,
     FRESH,
     LIKE,
     QUERIES,
+    TO_NUMPY,
     operation_name,
     outline,
     replaced,
-    write_through,
     written,
-    written_from,
 )
+from deconvviz.capture.places import Place, Places
 from deconvviz.errors import NoForwardPass, OperationFailed
 from deconvviz.rules import GATES, HIDDEN_CODE, KEEPS_GATES, PLAIN_GRADIENT, UNSUPPORTED, rule_of
 from deconvviz.tape import Call, Slot, Step, Tape, Value, flatten
-
-CONSTANT, DERIVED = -1, -2
-"""Marks of tensors born in the pass that carry no signal: independent of the input, or a mask, index or
-detached tensor computed from it."""
-
 
 PLAIN = frozenset((int, float, bool, str, type(None)))
 
@@ -44,7 +39,7 @@ class _Stop(BaseException):
     """Ends a forward pass at the chosen layer; not an ``Exception``, so that models do not catch it."""
 
 
-class Capture(TorchFunctionMode):
+class Capture(TorchFunctionMode, Places):
     """One watched pass: a context manager around ``model(...)`` that fills :attr:`tape`.
 
     Args:
@@ -65,30 +60,23 @@ class Capture(TorchFunctionMode):
         gradient: bool = False,
         own: bool = True,
     ) -> None:
-        super().__init__()
+        TorchFunctionMode.__init__(self)
+        Places.__init__(self)
         self.tape = Tape()
         self.output: Any = None
+        self._memory = Memory()
         self._model, self._inputs, self._layer = model, inputs, layer
         self._gradient, self.own = gradient, own
-        self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._parameters: set[int] = set()
-        self._constants: dict[int, list[Tensor]] = {}
-        self._places: list[tuple[str, int]] = [("", 1)]
-        self._counts: dict[str, int] = {}
-        self._hooks: list[Any] = []
-        self.thread = threading.get_ident()
+        self._held: set[int] | None = None
+        """Once content went out to NumPy: what the model held by then, so what is not it come back."""
         self.failed: tuple[Exception, str] | None = None
         self.abandoned = False
 
     # ── entering and leaving ─────────────────────────────────────────────────────────────────────────
 
     def __enter__(self) -> Capture:
-        for name, module in self._model.named_modules():
-            if name or self.own:
-                before = functools.partial(self._before, name)
-                after = functools.partial(self._after, name)
-                self._hooks.append(module.register_forward_pre_hook(before, with_kwargs=True))
-                self._hooks.append(module.register_forward_hook(after, with_kwargs=True, always_call=True))
+        self.hook(self._model, root=self.own)
         super().__enter__()
         return self
 
@@ -98,9 +86,8 @@ class Capture(TorchFunctionMode):
             above = [_pop_mode() for _ in modes[modes.index(self) :]][:-1]
             for mode in reversed(above):
                 _push_mode(mode)
-        for hook in self._hooks:
-            hook.remove()
-        self._known.clear()
+        self.unhook()
+        self._memory.clear()
 
     def begin(self, arguments: Any) -> None:
         """Track the input tensors, before the mode is on."""
@@ -134,43 +121,37 @@ class Capture(TorchFunctionMode):
             "dtype and device"
         )
 
-    # ── where: module hooks ──────────────────────────────────────────────────────────────────────────
+    # ── where: module calls ──────────────────────────────────────────────────────────────────────────
 
-    def _before(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if threading.get_ident() == self.thread:
-            self._counts[name] = self._counts.get(name, 0) + 1
-            self._places.append((name, self._counts[name]))
-
-    def _after(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if threading.get_ident() != self.thread or all(name != place[0] for place in self._places[::-1]):
-            return  # another thread's, or a call that another pre-hook ended before ours
-        while (place := self._places.pop())[0] != name:  # calls that a BaseException ended
-            pass
-        if output is None:  # the call raised, and the model may go on
-            self._counts[name] -= 1
+    def left(self, place: Place, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Write down a module's call, and stop at the chosen layer's."""
+        value = self._memory.value
+        given = flatten(args) + flatten(kwargs) if kwargs else flatten(args)
+        inputs, tensors = tuple(map(value, given)), flatten(output)
+        outputs = tuple(map(value, tensors))
+        if None in outputs:
+            self._unseen(place, module, tensors, [i for i in inputs if i is not None])
+            outputs = tuple(map(value, tensors))
+        self.tape.calls.append(Call(*place, inputs, outputs))
+        if self._layer is None:
             return
-        inputs = tuple(self._value(tensor) for tensor in (*flatten(args), *flatten(kwargs)))
-        self._hidden(place, module, inputs, output)
-        self.tape.calls.append(Call(*place, inputs, tuple(self._value(t) for t in flatten(output))))
         if place == self._layer:
             self.output = output
             raise _Stop
-        if self._layer == (name, None):
-            self.output = [tensor.detach().clone() for tensor in flatten(output)]
+        if self._layer == (place[0], None):
+            self.output = [tensor.detach().clone() for tensor in tensors]
 
-    def _hidden(self, place: tuple[str, int], module: nn.Module, inputs: Any, output: Any) -> None:
-        """Write down that outputs which no operation gave, nor the module holds, come from its inputs."""
-        unseen = [t for t in flatten(output) if t.is_floating_point() and self._mark(t) is None]
-        held = {id(tensor) for tensor in flatten(vars(module))} if unseen else set()
-        sources = tuple(value for value in inputs if value is not None)
-        for tensor in unseen:
-            if id(tensor) in held or not sources:
-                self._know(tensor, CONSTANT)
-            else:
-                slots = tuple(map(Slot, range(len(sources))))
-                rule = rule_of(HIDDEN_CODE)
-                step = Step(*place, HIDDEN_CODE, _not_seen, slots, {}, sources, (), rule, rule.kind)
-                self._record(step, [tensor])
+    def _unseen(self, place: Place, module: nn.Module, outputs: Sequence[Tensor], sources: list[int]) -> None:
+        """Write down that a module's outputs that no operation gave, nor it holds, come from its inputs."""
+        held = {id(tensor) for tensor in flatten(vars(module))}
+        if self._held is not None:
+            held, sources = held & self._held, sources or self.tape.inputs
+        for tensor in outputs:
+            if tensor.is_floating_point() and self._memory.mark(tensor) is None:
+                if id(tensor) in held or not sources:
+                    self._memory.know(tensor, CONSTANT)
+                else:
+                    self._hidden(tensor, place, sources)
 
     # ── what: operations ─────────────────────────────────────────────────────────────────────────────
 
@@ -191,17 +172,19 @@ class Capture(TorchFunctionMode):
             raise
 
     def _observe(self, operation: str, function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        memory = self._memory
         if operation == "set_data":  # x.data = y: from here on x is y
             self._preserve(args[0])
-            mark = self._mark(args[1])
-            self._know(args[0], CONSTANT if mark is None else mark)
+            mark = memory.mark(args[1])
+            memory.know(args[0], CONSTANT if mark is None else mark)
             return function(*args)
         where, target = written(function, args, kwargs)
-        aliases = [] if target is None or not target.numel() else self._aliases(target)
+        aliases: list[tuple[Tensor, Tensor | None]] = []
         if target is not None:
+            aliases = memory.sharing(target)
             self._preserve(target)
             for alias, before in aliases:
-                if before is None and self._value(target) is None and where is not None:  # written via .data
+                if before is None and memory.value(target) is None and where is not None:  # written via .data
                     self._overwrite(target, target.detach().clone(), alias)
         if operation in LIKE:
             args = (*args[:1], *map(outline, args[1:]))
@@ -210,55 +193,62 @@ class Capture(TorchFunctionMode):
         values: list[int] = []
         marks: set[int] = set()
         arguments = tuple(
-            item if type(item) in PLAIN else self._bind(item, tensors, values, marks) for item in args
+            [item if type(item) in PLAIN else self._bind(item, tensors, values, marks) for item in args]
         )
         keywords = {
             name: item if type(item) in PLAIN else self._bind(item, tensors, values, marks)
             for name, item in kwargs.items()
             if name != "out"
         }
-        if not values or operation in DETACHED or operation in FRESH:
+        if operation in TO_NUMPY and self._held is None and (values or DERIVED in marks):
+            self._held = {id(t) for module in self._model.modules() for t in flatten(vars(module))}
+        if not values or operation in DETACHED or operation in FRESH or operation in TO_NUMPY:
             output = function(*args, **kwargs)
-            derived = operation in DETACHED or DERIVED in marks
             for tensor in flatten((args, kwargs)):
-                if self._mark(tensor) is None:  # a write to a view of it is to be noticed
-                    self._know(tensor, CONSTANT)
-            for tensor in flatten(output):
-                if self._value(tensor) is None or tensor is target:
-                    self._know(tensor, DERIVED if derived else CONSTANT)
-            if target is not None:
-                for alias, before in aliases:
-                    self._overwrite(alias, before, target)
-            return output
-        if target is not None and where is not None and self._value(target) is None:
-            arguments, keywords = replaced(arguments, keywords, where, target.detach().clone())
-        step = self._step(operation, function, arguments, keywords, tuple(values), DERIVED in marks)
-        try:
-            if step.rule.observe is None:
-                output = function(*args, **kwargs)
-            else:
-                output = step.rule.observe(step, self.tape.values, tensors, lambda: function(*args, **kwargs))
-        except REJECTIONS as error:
-            if self.own:
-                place = f"layer {step.module!r}" if step.module else "the model"
-                self.failed = error, f"{place} failed at {operation} on {_outlines(tensors)}"
-            raise
-        outputs = flatten(target if operation == "setitem" else output)
-        if target is not None and (not outputs or outputs[0] is not target):
-            target = None
-        step.written = where if target is not None else None
-        self._record(step, outputs)
+                if memory.mark(tensor) is None:  # a write to a view of it is to be noticed
+                    memory.know(tensor, CONSTANT)
+            self._untracked(output, args, target, operation in DETACHED or DERIVED in marks)
+        else:
+            if target is not None and where is not None and memory.value(target) is None:
+                arguments, keywords = replaced(arguments, keywords, where, target.detach().clone())
+            step = self._step(operation, function, arguments, keywords, tuple(values), DERIVED in marks)
+            output = self._run(step, tensors, args, kwargs)
+            outputs = flatten(target if operation == "setitem" else output)
+            if target is not None and (not outputs or outputs[0] is not target):
+                target = None
+            step.written = where if target is not None else None
+            self._record(step, outputs)
         if target is not None:
             for alias, before in aliases:
                 self._overwrite(alias, before, target)
         return output
 
+    def _untracked(self, output: Any, args: Any, target: Tensor | None, derived: bool) -> None:
+        """Mark what an operation that carries no signal gave."""
+        returned = self._held is not None and any(isinstance(item, np.ndarray) for item in args)
+        for tensor in flatten(output if target is None else (output, target)):
+            if returned and tensor.is_floating_point():
+                self._hidden(tensor, self.place, self.tape.inputs)
+            elif self._memory.value(tensor) is None or tensor is target:
+                self._memory.know(tensor, DERIVED if derived else CONSTANT)
+
+    def _run(self, step: Step, tensors: Sequence[Tensor], args: Any, kwargs: dict[str, Any]) -> Any:
+        """What the operation gives; the step's rule keeps what it needs."""
+        try:
+            if step.rule.observe is None:
+                return step.function(*args, **kwargs)
+            return step.rule.observe(step, self.tape.values, tensors, lambda: step.function(*args, **kwargs))
+        except REJECTIONS as error:
+            if self.own:
+                place = f"layer {step.module!r}" if step.module else "the model"
+                self.failed = error, f"{place} failed at {step.operation} on {_outlines(tensors)}"
+            raise
+
     def _step(
         self, operation: str, function: Any, arguments: Any, keywords: Any, values: Any, derived: bool
     ) -> Step:
         rule = rule_of(operation)
-        module, number = self._places[-1]
-        step = Step(module, number, operation, function, arguments, keywords, values, (), rule, rule.kind)
+        step = Step(*self.place, operation, function, arguments, keywords, values, (), rule, rule.kind)
         step.derived = derived
         if rule.classify is not None:
             step.kind = rule.classify(step, self.tape.values)
@@ -268,93 +258,78 @@ class Capture(TorchFunctionMode):
 
     def _record(self, step: Step, outputs: Sequence[Tensor]) -> None:
         """Number a step's outputs, which are now known, and append it if any carries a signal."""
-        gates = [self.tape.values[value].gate for value in step.inputs]
         gate = None
         if step.operation in GATES:
             gate = len(self.tape.steps)
-        elif None not in gates and step.rule.back in KEEPS_GATES:
-            gate = gates[0]
-        step.outputs = tuple(
-            self._track(tensor, gate) if tensor.is_floating_point() else self._know(tensor, DERIVED)
-            for tensor in outputs
-        )
-        if any(output is not None for output in step.outputs):
+        elif step.rule.back in KEEPS_GATES:
+            gates = [self.tape.values[value].gate for value in step.inputs]
+            gate = None if None in gates else gates[0]
+        numbers: list[int | None] = []
+        for tensor in outputs:
+            if tensor.is_floating_point():
+                numbers.append(self._track(tensor, gate))
+            else:
+                numbers.append(None)
+                self._memory.know(tensor, DERIVED)
+        step.outputs = tuple(numbers)
+        if any(number is not None for number in numbers):
             self.tape.steps.append(step)
 
-    # ── which tensors are known ──────────────────────────────────────────────────────────────────────
-
-    def _know(self, tensor: Tensor, mark: int) -> int | None:
-        """Remember a tensor by its mark: the number of a value, which is returned, or no signal."""
-        self._known[id(tensor)] = (weakref.ref(tensor), mark)
-        return mark if mark >= 0 else None
-
     def _track(self, tensor: Tensor, gate: int | None = None) -> int:
+        """Give a tensor the next number of a value."""
+        number = len(self.tape.values)
         self.tape.values.append(Value(tensor.shape, tensor.stride(), tensor.dtype, gate))
-        self._know(tensor, len(self.tape.values) - 1)
-        return len(self.tape.values) - 1
+        self._memory.know(tensor, number)
+        return number
 
-    def _mark(self, tensor: Tensor) -> int | None:
-        known = self._known.get(id(tensor))
-        return known[1] if known is not None and known[0]() is tensor else None
-
-    def _value(self, tensor: Tensor) -> int | None:
-        """The number of a tracked tensor, else ``None``."""
-        mark = self._mark(tensor)
-        return mark if mark is not None and mark >= 0 else None
+    def _hidden(self, tensor: Tensor, place: Place, sources: Sequence[int]) -> None:
+        """Write down that ``tensor`` comes from ``sources`` by what no operation shows."""
+        slots, rule = tuple(map(Slot, range(len(sources)))), rule_of(HIDDEN_CODE)
+        step = Step(*place, HIDDEN_CODE, _not_seen, slots, {}, tuple(sources), (), rule, rule.kind)
+        self._record(step, [tensor])
 
     def _bind(self, item: Any, tensors: list[Tensor], values: list[int], marks: set[int]) -> Any:
         """``item`` with a slot for each tracked tensor; constants stay, by reference."""
         if isinstance(item, Tensor):
-            mark = self._mark(item)
-            if mark is not None and mark >= 0:
-                tensors.append(item)
-                values.append(mark)
-                return Slot(len(values) - 1)
+            mark = self._memory.mark(item)
+            parameter = isinstance(item, nn.Parameter)
+            if mark is None and self._held is not None and not parameter:
+                mark = self._returned(item)
             if mark is not None:
+                if mark >= 0:
+                    tensors.append(item)
+                    values.append(mark)
+                    return Slot(len(values) - 1)
                 marks.add(mark)
-            if isinstance(item, nn.Parameter):
+            if parameter:
                 if id(item) not in self._parameters and not item.is_inference():
                     self._parameters.add(id(item))
                     self.tape.versions.append((item, item._version))
-            elif item.is_inference():  # autograd would refuse to keep it for the adjoint
+                return item
+            if item.is_inference():  # autograd would refuse to keep it for the adjoint
                 with torch.inference_mode(False):
                     return item.clone()
-            else:
-                item = item.detach()
-                self._constants.setdefault(_memory(item), []).append(item)
-            return item
-        if isinstance(item, (list, tuple)):
-            if all(type(part) is int for part in item):  # a stride, a shape: the common case
-                return item
+            return self._memory.constant(item)
+        if isinstance(item, (list, tuple)) and not PLAIN.issuperset(map(type, item)):
             parts = [self._bind(part, tensors, values, marks) for part in item]
             return parts if isinstance(item, list) else tuple(parts)
         return item
 
-    # ── writes through shared memory ─────────────────────────────────────────────────────────────────
+    def _returned(self, tensor: Tensor) -> int | None:
+        """The value of a tensor that no operation gave, after content went out to NumPy."""
+        if tensor.is_floating_point() and self._held is not None and id(tensor) not in self._held:
+            self._hidden(tensor, self.place, self.tape.inputs)
+        return self._memory.value(tensor)
 
-    def _aliases(self, target: Tensor) -> list[tuple[Tensor, Tensor | None]]:
-        """The other live tensors on ``target``'s memory, untracked ones with a copy from before the write."""
-        memory = _memory(target)
-        found: list[tuple[Tensor, Tensor | None]] = []
-        for key, (reference, mark) in list(self._known.items()):
-            tensor = reference()
-            if tensor is None:
-                del self._known[key]
-            elif tensor is not target and memory and _memory(tensor) == memory:
-                found.append((tensor, None if mark >= 0 else tensor.detach().clone()))
-        return found
+    # ── writes through shared memory ─────────────────────────────────────────────────────────────────
 
     def _preserve(self, target: Tensor) -> None:
         """Before ``target`` is written to: copies of the tape's inputs and constants on the same memory."""
-        memory = _memory(target)
-        tensors = self.tape.tensors
-        self.tape.tensors = tuple(t.detach().clone() if _memory(t) == memory else t for t in tensors)
-        for constant in self._constants.pop(memory, ()):
-            constant.data = constant.clone()
+        self.tape.tensors = self._memory.preserve(target, self.tape.tensors)
 
     def _overwrite(self, alias: Tensor, before: Tensor | None, target: Tensor) -> None:
         """Write down that ``alias`` changed where ``target``, on the same memory, was written to."""
-        new, old = self._value(target), self._value(alias)
+        new, old = self._memory.value(target), self._memory.value(alias)
         inputs = tuple(value for value in (new, old) if value is not None)
         size = alias.untyped_storage().nbytes() // alias.element_size()
         geometries = [(tuple(t.shape), t.stride(), t.storage_offset()) for t in (target, alias)]
@@ -366,11 +341,6 @@ class Capture(TorchFunctionMode):
         )
         function = functools.partial(write_through, geometries, size)
         self._record(self._step("overwrite", function, arguments, {}, inputs, False), [alias])
-
-
-def _memory(tensor: Tensor) -> int:
-    """Where a tensor's storage lies; 0 if it has none."""
-    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else 0
 
 
 def _not_seen(*inputs: Tensor) -> Any:
@@ -420,33 +390,3 @@ def watch(
                     raise
                 raise OperationFailed(rejection) from error
     return capture.tape, capture.output
-
-
-@contextlib.contextmanager
-def left_as_found(model: nn.Module) -> Iterator[None]:
-    """Put buffers (batch norm's statistics) and the random state back, also after an error."""
-    saved = [(module, dict(module._buffers)) for module in model.modules()]
-    contents = {
-        buffer: buffer.detach().clone()
-        for buffer in model.buffers()
-        if buffer.layout == torch.strided and not buffer.is_meta
-    }
-    device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    devices = [] if device.type in ("cpu", "meta") else [device]
-    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
-        try:
-            yield
-        finally:
-            for module, buffers in saved:
-                for name in module._buffers.keys() - buffers.keys():
-                    del module._buffers[name]
-                module._buffers.update(buffers)
-            for buffer, content in contents.items():
-                _restore(buffer, content)
-
-
-def _restore(buffer: Tensor, content: Tensor) -> None:
-    """Write ``content`` back if it changed, behind the version counter: a pending backward stays valid."""
-    if not torch.equal(buffer, content):
-        with torch.inference_mode(buffer.is_inference()), torch.no_grad():
-            buffer.data.copy_(content)

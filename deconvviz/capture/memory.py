@@ -1,0 +1,83 @@
+"""Which tensors a pass has met, and which of them share memory: a write in place changes them all."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CONSTANT, DERIVED = -1, -2
+"""Marks of tensors born in the pass that carry no signal: independent of the input, or a mask, index or
+detached tensor computed from it."""
+
+
+class Memory:
+    """The live tensors that a pass has met, each with its mark: the number of its value, or no signal."""
+
+    def __init__(self) -> None:
+        self._marks: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._constants: dict[int, list[Tensor]] = {}
+
+    def know(self, tensor: Tensor, mark: int) -> None:
+        """Remember a tensor by its mark."""
+        self._marks[id(tensor)] = (weakref.ref(tensor), mark)
+
+    def mark(self, tensor: Tensor) -> int | None:
+        """The mark of a tensor; ``None`` if it is new."""
+        known = self._marks.get(id(tensor))
+        return known[1] if known is not None and known[0]() is tensor else None
+
+    def value(self, tensor: Tensor) -> int | None:
+        """The number of a tracked tensor, else ``None``."""
+        known = self._marks.get(id(tensor))
+        return known[1] if known is not None and known[1] >= 0 and known[0]() is tensor else None
+
+    def constant(self, tensor: Tensor) -> Tensor:
+        """``tensor`` as an operation was given it: a reference, or after a write to its memory a copy."""
+        held = tensor.detach()
+        self._constants.setdefault(address(held), []).append(held)
+        return held
+
+    def sharing(self, target: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        """The other live tensors on ``target``'s memory, untracked ones with a copy from before a write."""
+        memory = address(target) if target.numel() else 0
+        found: list[tuple[Tensor, Tensor | None]] = []
+        for key, (reference, mark) in list(self._marks.items()):
+            tensor = reference()
+            if tensor is None:
+                del self._marks[key]
+            elif memory and tensor is not target and address(tensor) == memory:
+                found.append((tensor, None if mark >= 0 else tensor.detach().clone()))
+        return found
+
+    def preserve(self, target: Tensor, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Before ``target`` is written to: copy the constants, and those of ``tensors``, on its memory."""
+        memory = address(target)
+        for constant in self._constants.pop(memory, ()):
+            constant.data = constant.clone()
+        return tuple(t.detach().clone() if address(t) == memory else t for t in tensors)
+
+    def clear(self) -> None:
+        """Forget all tensors."""
+        self._marks.clear()
+
+
+def address(tensor: Tensor) -> int:
+    """Where a tensor's storage lies; 0 if it has none."""
+    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else 0
+
+
+def written_from(geometries: Any, size: int, device: torch.device) -> Tensor:
+    """For each element of a second view of a memory, its place in the first, or -1 if it is not in it."""
+    source = torch.full((size,), -1, device=device)
+    first = source.as_strided(*geometries[0])
+    first.copy_(torch.arange(first.numel(), device=device).view(first.shape))
+    return source.as_strided(*geometries[1])
+
+
+def write_through(geometries: Any, size: int, new: Tensor, old: Tensor) -> Tensor:
+    """``old`` after ``new`` was written to the memory that both view."""
+    source = written_from(geometries, size, new.device)  # not as_strided_scatter: its gradient is wrong
+    return torch.where(source < 0, old, new.flatten()[source.clamp(min=0)])

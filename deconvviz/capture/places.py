@@ -1,0 +1,80 @@
+"""Where a pass is: hooks on every module say which one runs, and which of its calls it is."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections import OrderedDict
+from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+Place = tuple[str, int]
+"""A module's dotted name, and the number of its call, from 1."""
+
+
+class Places:
+    """The module calls that a pass is in; a subclass says in :meth:`left` what to do after each."""
+
+    def __init__(self) -> None:
+        self._calls: list[Place] = [("", 1)]
+        self._counts: dict[str, int] = {}
+        self._hooked: list[nn.Module] = []
+        self._key = RemovableHandle(OrderedDict()).id
+        self.thread = threading.get_ident()
+
+    @property
+    def place(self) -> Place:
+        """The innermost call."""
+        return self._calls[-1]
+
+    def left(self, place: Place, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """A call gave an output."""
+        raise NotImplementedError
+
+    def hook(self, model: nn.Module, root: bool) -> None:
+        """Hook the modules of ``model``, with or without its ``root``.
+
+        As ``register_forward_pre_hook`` and ``register_forward_hook(with_kwargs=True, always_call=True)`` do,
+        at a quarter of their cost, which each recorded pass has.
+        """
+        key = self._key
+        for name, module in model.named_modules():
+            if name or root:
+                self._hooked.append(module)
+                module._forward_pre_hooks[key] = functools.partial(self.enter, name)
+                module._forward_hooks[key] = functools.partial(self.leave, name)
+                module._forward_hooks_with_kwargs[key] = module._forward_hooks_always_called[key] = True
+
+    def unhook(self) -> None:
+        """Take the hooks off."""
+        for module in self._hooked:
+            for hooks in (
+                module._forward_pre_hooks,
+                module._forward_hooks,
+                module._forward_hooks_with_kwargs,
+                module._forward_hooks_always_called,
+            ):
+                hooks.pop(self._key, None)
+        self._hooked.clear()
+
+    def enter(self, name: str, module: nn.Module, args: Any) -> None:
+        """A module's call begins."""
+        if threading.get_ident() == self.thread:
+            self._counts[name] = number = self._counts.get(name, 0) + 1
+            self._calls.append((name, number))
+
+    def leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """It ended: with an output, or with none because it raised."""
+        calls = self._calls
+        if threading.get_ident() != self.thread:
+            return
+        if calls[-1][0] != name and all(name != place[0] for place in calls):
+            return  # a call that another pre-hook ended before ours
+        while (place := calls.pop())[0] != name:  # calls that a BaseException ended
+            pass
+        if output is None:  # the model may catch what was raised, and go on
+            self._counts[name] -= 1
+        else:
+            self.left(place, module, args, kwargs, output)
