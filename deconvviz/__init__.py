@@ -7,8 +7,15 @@ The package, from what users call down to single steps (imports only go down)::
 
     cli, commands, demo     the command line, what each command does, the demo page
     deconvnet, comparison   Deconvnet, NeuronDeconvnet; a projection beside captum's methods
+    filter_grid             FilterGrid: every map's strongest units over a data set, projected
+    grid_layer, feature_map its results
     diagnostics             dead, grey, duplicate and aliased filters
     invariance              features under translation, scale and rotation
+    correspondence          are the same parts treated alike
+    evidence                which feature maps carry a class
+    unit_projection         single units, each from the crop that it sees
+    mining                  one pass over a data set: the strongest units, resumable and mergeable
+    geometry                receptive fields of any graph's units
     projection              signals back to the pixels, many at a time
     capture                 watch a forward pass, then leave the model as it was found
     layers                  find a layer by name, module or call
@@ -25,6 +32,7 @@ The package, from what users call down to single steps (imports only go down)::
 
 from deconvviz.deconvnet import CheckReport, Deconvnet, NeuronDeconvnet
 from deconvviz.errors import DeconvvizError
+from deconvviz.filter_grid import FilterGrid
 
 __version__ = "0.1.0"
-__all__ = ["CheckReport", "Deconvnet", "DeconvvizError", "NeuronDeconvnet"]
+__all__ = ["CheckReport", "Deconvnet", "DeconvvizError", "FilterGrid", "NeuronDeconvnet"]

@@ -1,4 +1,4 @@
-"""Curves of a sweep: one plot a layer, one line an image (the paper's figure 5)."""
+"""Numbers over numbers: curves of a sweep (the paper's figure 5), a map's effect over its strength."""
 
 from __future__ import annotations
 
@@ -53,4 +53,52 @@ def invariance_curves(curves: Curves, labels: Sequence[str] | None = None) -> Fi
         axes.set_ylim(0, 1.02 if title.startswith("probability") else None)
     if labels:
         figure.legend(lines, labels, loc="outside right center", fontsize=7, frameon=False)
+    return figure
+
+
+class Evidence(Protocol):
+    """What :func:`evidence_scatter` draws: any object with these attributes."""
+
+    @property
+    def layer(self) -> str:
+        """Whose maps."""
+
+    @property
+    def target(self) -> int:
+        """The class."""
+
+    @property
+    def activation(self) -> Tensor:
+        """(C,)."""
+
+    @property
+    def effect(self) -> Tensor:
+        """(C,)."""
+
+    @property
+    def strongest(self) -> int:
+        """The map to mark."""
+
+
+def evidence_scatter(evidence: Evidence) -> Figure:
+    """Draw one point a feature map: right is strong, up speaks for the class, down against it."""
+    figure = Figure(figsize=(4.2, 3.2), layout="constrained")
+    axes = figure.subplots()
+    activation, effect = evidence.activation.detach().cpu(), evidence.effect.detach().cpu()
+    best, strongest = int(effect.argmax()), evidence.strongest
+    axes.axhline(0, color="0.7", linewidth=0.8)
+    axes.scatter(activation, effect, s=8, color="tab:blue", alpha=0.6, linewidths=0)
+    marks = {strongest: f"strongest: map {strongest}", best: f"largest effect: map {best}"}
+    if best == strongest:
+        marks = {best: f"strongest, largest effect: map {best}"}
+    for number, text in marks.items():
+        point = float(activation[number]), float(effect[number])
+        right = point[0] > float(activation.mean() + activation.max()) / 2
+        axes.plot(*point, "o", markersize=6, markerfacecolor="none", markeredgecolor="tab:red")
+        offset, side = (-6, "right") if right else (6, "left")
+        axes.annotate(text, point, (offset, 5), textcoords="offset points", ha=side, fontsize=7)
+    axes.set_title(f"{evidence.layer}: maps for class {evidence.target}", fontsize=9, parse_math=False)
+    axes.set_xlabel("total activation", fontsize=8)
+    axes.set_ylabel("fall of the score when ablated", fontsize=8)
+    axes.tick_params(labelsize=7)
     return figure
