@@ -137,9 +137,16 @@ class Strongest:
             tuple(sorted((*self.left_out, *other.left_out))),
         )
 
-    def means(self) -> list[float]:
-        """The mean activation of each map, over images and positions."""
-        return [math.fsum(parts) / max(self.seen, 1) for parts in self.sums.T.tolist()]
+    def mean(self, fmap: int) -> float:
+        """The mean activation of a map, over images and positions."""
+        return math.fsum(self.sums[:, fmap].tolist()) / max(self.seen, 1)
+
+    def to(self, device: torch.device | str) -> Strongest:
+        """The same on another device."""
+        tensors: dict[str, Any] = {
+            name: item.to(device) for name, item in vars(self).items() if isinstance(item, Tensor)
+        }
+        return replace(self, **tensors)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The state as arrays, to be saved."""

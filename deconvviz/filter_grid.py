@@ -1,0 +1,305 @@
+"""What every feature map looks for, over a whole data set: the paper's figure 2 for any model and data.
+
+One pass over the data finds the k strongest units of every map of the chosen layers, exactly: one an image, at
+its strongest position. Each is then projected to the pixels of its receptive field, beside that part of its
+image. (Whether one unit an image, and which crop, the paper does not say.)
+
+>>> import torch
+>>> from torch import nn
+>>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 4, 3), nn.ReLU())
+>>> grid = FilterGrid(model, ["1", "4"]).fit(torch.randn(20, 3, 32, 32), progress=False)
+>>> found = grid["4"][2]
+>>> len(found.values), found.projections[0].shape == found.patches[0].shape
+(9, True)
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from captum.attr import Attribution
+from captum.log import log_usage
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from deconvviz.capture import left_as_found, require_module
+from deconvviz.capture.reading import evaluating
+from deconvviz.errors import CheckpointError, InvalidInput, NoForwardPass, UnknownLayer
+from deconvviz.grid_layer import GridLayer, LayerPlace, find_places, whole
+from deconvviz.inputs import input_tensors
+from deconvviz.layers import Layer, locate
+from deconvviz.mining.archive import model_fingerprint
+from deconvviz.mining.data import Images
+from deconvviz.mining.found import Found
+from deconvviz.mining.passes import mining
+from deconvviz.mining.shares import joined, of_share, own_share
+from deconvviz.mining.strongest import Strongest
+from deconvviz.switches import OVERLAPS
+from deconvviz.units import require
+
+
+class FilterGrid(Attribution):
+    """The strongest units of every feature map of ``layers``, and their projections.
+
+    Args:
+        model: any ``nn.Module``; it runs in eval mode, and is left as it was found.
+        layers: one layer or several: dotted names, modules, or calls such as ``"layer1.0.relu#2"``. The output of
+            each is one tensor (N, maps, *S).
+        k: how many units of each map.
+        overlap, on_unsupported: as :class:`~deconvviz.deconvnet.Deconvnet`'s.
+
+    Raises:
+        UnsupportedModel, UnknownLayer, InvalidInput: as their names say.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Layer | Sequence[Layer],
+        k: int = 9,
+        *,
+        overlap: str = "sum",
+        on_unsupported: str = "raise",
+    ) -> None:
+        self.model = require_module(model)
+        Attribution.__init__(self, model)
+        require("overlap", overlap, OVERLAPS)
+        require("on_unsupported", on_unsupported, ("raise", "gradient"))
+        if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+            raise InvalidInput(f"k is {k!r}; expected a number of units, 1 or more")
+        self.k, self.overlap, self.gradient = k, overlap, on_unsupported == "gradient"
+        self._single = isinstance(layers, (str, nn.Module))
+        given = [layers] if isinstance(layers, (str, nn.Module)) else list(layers)
+        self._located = list(dict.fromkeys(locate(self.model, layer) for layer in given))
+        if not self._located:
+            raise InvalidInput("layers is empty; expected one layer or more")
+        self._places: tuple[LayerPlace, ...] = ()
+        self._found: Found | None = None
+        self._images: Images | None = None
+
+    # ── from data ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def fit(
+        self,
+        data: Any,
+        *,
+        transform: Callable[[Any], Tensor] | None = None,
+        limit: int | None = None,
+        batch_size: int | None = None,
+        workers: int | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        every: float = 60.0,
+        share: tuple[int, int] | None = None,
+        autocast: torch.dtype | None = None,
+        channels_last: bool = False,
+        progress: bool = True,
+    ) -> FilterGrid:
+        """Find the strongest units in ``data``: anew, or from where a checkpoint left off.
+
+        Args:
+            data, transform, limit: see :class:`~deconvviz.mining.data.Images`.
+            batch_size, workers: by default the loader's, if ``data`` is one, else 32 and 0.
+            checkpoint: a file that is written now and then, and at the end; if it exists, the pass goes on from
+                there, to the bits of a pass that was never interrupted.
+            every: seconds between checkpoints.
+            share: ``(i, n)``: only every n-th image from the i-th, to be merged. In an initialised
+                ``torch.distributed`` group each process takes its own by itself, and all get the whole result.
+            autocast: the dtype to compute in, such as ``torch.bfloat16``.
+            channels_last: lay images out so; many models are faster.
+            progress: show a bar with the rate and what is left.
+
+        Raises:
+            InvalidInput: ``data`` is none of these, or no image of it could be used.
+            CheckpointError: the checkpoint is damaged, of another model, layers or data, or can't be written at
+                the end.
+            LayerNotRun, AmbiguousLayer: as their names say.
+        """
+        images = Images(data, transform, limit)
+        batch_size = batch_size or images.batch_size
+        workers = images.workers if workers is None else workers
+        precision = f"{autocast or self._like().dtype}{' channels_last' if channels_last else ''}"
+        rank, world = own_share(share)
+        with evaluating(self.model), left_as_found(self.model):
+            sample = images.sample()
+            self._places = find_places(self.model, self._located, sample[None].to(self._like()))
+            about = self._about(images, sample) | {"precision": precision}
+            path = None if checkpoint is None else of_share(Path(checkpoint), rank, world)
+            found = self._start(path, about, (rank, world))
+            done, total = found.shares[0][2], len(range(rank, len(images), world)) or None
+            with (
+                mining(
+                    self.model, self._calls(), found.layers, self._like(), autocast, channels_last
+                ) as miner,
+                tqdm(total=total, initial=done, unit="image", disable=not progress) as bar,
+            ):
+                saved = time.monotonic()
+                for batch in images.batches(batch_size, workers, (rank, world), done):
+                    if batch.images is not None:
+                        miner.take(batch.numbers, batch.images)
+                    found = found.taking(miner.states, batch.taken, dict(batch.broken))
+                    bar.update(batch.taken)
+                    if path is not None and time.monotonic() - saved > every:
+                        _save_or_warn(found, path)
+                        saved = time.monotonic()
+        if path is not None:
+            found.save(path)
+        if world > 1 and share is None:
+            found = joined(found, self._like().device)
+        if not any(layer.seen for layer in found.layers):
+            raise InvalidInput(f"no image could be used: {next(iter(found.broken.values()), 'all are NaN')}")
+        self._found, self._images = found, images
+        return self
+
+    def _start(self, path: Path | None, about: dict[str, Any], share: tuple[int, int]) -> Found:
+        """What a checkpoint holds, if there is one; else nothing yet."""
+        device = self._like().device
+        if path is not None and path.exists():
+            found = Found.load(path, device)
+            found.require(about, f"the checkpoint {path}")
+            if len(found.shares) != 1 or found.shares[0][:2] != share:
+                raise CheckpointError(
+                    f"the checkpoint {path} is of other shares {found.shares}; expected {share}: give another file"
+                )
+            return found
+        layers = (Strongest.empty(p.maps, len(p.space), self.k, device) for p in self._places)
+        return Found(about, tuple(layers), ((*share, 0),), {})
+
+    def _about(self, images: Images, sample: Tensor) -> dict[str, Any]:
+        return {
+            "model": model_fingerprint(self.model),
+            "layers": [place.address for place in self._places],
+            "k": self.k,
+            "maps": [[place.maps, *place.space] for place in self._places],
+            "data": images.describe(),
+            "image": list(sample.shape),
+        }
+
+    def merge(self, *others: FilterGrid) -> FilterGrid:
+        """The grid of several shares of one data set: the same bits in any order and grouping.
+
+        Raises:
+            CheckpointError: they are of different models, layers or data, or share images.
+        """
+        merged = FilterGrid.__new__(FilterGrid)
+        merged.__dict__.update(self.__dict__)
+        for other in others:
+            merged._found = merged.found.merged(other.found)
+        return merged
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write what was found (units and statistics, no pictures) to one ``.npz`` file."""
+        self.found.save(path)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        model: nn.Module,
+        data: Any = None,
+        *,
+        transform: Callable[[Any], Tensor] | None = None,
+        limit: int | None = None,
+        overlap: str = "sum",
+        on_unsupported: str = "raise",
+    ) -> FilterGrid:
+        """Read a file of :meth:`save` or a checkpoint; pictures and projections need the ``data`` too.
+
+        Raises:
+            CheckpointError: the file is damaged, or of another model or data.
+        """
+        found = Found.load(path)
+        about = found.about
+        grid = cls(model, about["layers"], about["k"], overlap=overlap, on_unsupported=on_unsupported)
+        found.require({"model": model_fingerprint(grid.model)}, str(path))
+        if data is not None:
+            grid._images = Images(data, transform, limit)
+            found.require({"data": grid._images.describe()}, str(path))
+        with evaluating(grid.model):
+            grid._places = find_places(
+                grid.model, grid._located, torch.zeros(1, *about["image"]).to(grid._like())
+            )
+        grid._found = found
+        return grid
+
+    # ── results ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def __getitem__(self, layer: Layer) -> GridLayer:
+        """A layer's maps: ``grid["features.10"][42]`` is one :class:`~deconvviz.feature_map.FeatureMap`."""
+        found = self.found
+        name, number = locate(self.model, layer)
+        for place, strongest in zip(self._places, found.layers, strict=True):
+            if place.call[0] == name and number in (None, place.call[1]):
+                return GridLayer(place, strongest, self._images, self.model, self.overlap, self.gradient)
+        raise UnknownLayer(f"the grid has no layer {layer!r}; it has {', '.join(map(repr, self.layers))}")
+
+    def __iter__(self) -> Iterator[GridLayer]:
+        return (self[name] for name in self.layers)
+
+    @property
+    def layers(self) -> list[str]:
+        """The layers' addresses."""
+        return [place.address for place in self._places]
+
+    @property
+    def found(self) -> Found:
+        """The mined units of all layers; raises :class:`NoForwardPass` before :meth:`fit`."""
+        if self._found is None:
+            raise NoForwardPass(
+                "nothing has been mined yet: call fit(data) first, or FilterGrid.load(path, model)"
+            )
+        return self._found
+
+    @property
+    def left_out(self) -> dict[int, str]:
+        """Number of each image that was left out, and why: it could not be read, or gave NaN or infinite values."""
+        bad = {n: "NaN or infinite activations" for layer in self.found.layers for n in layer.left_out}
+        return dict(sorted({**bad, **self.found.broken}.items()))
+
+    @log_usage()
+    def attribute(self, inputs: Tensor, fmaps: Sequence[int] | None = None) -> Any:
+        """Mine a batch, and project: the data-set form is :meth:`fit` and ``grid[layer][fmap]``.
+
+        Args:
+            inputs: (N, C, *S), normalised as the model was trained.
+            fmaps: of which maps; all by default.
+
+        Returns:
+            (F, min(k, N), C, *S), the strongest units first; a list of these if the grid has a list of layers.
+            What :meth:`fit` found stays.
+        """
+        (inputs,) = input_tensors(inputs, self.model)
+        grid = FilterGrid.__new__(FilterGrid)
+        grid.__dict__.update(self.__dict__)
+        grid.fit(inputs.detach(), progress=False)
+        results = [_stacked(layer, layer.chosen(fmaps), min(self.k, len(inputs)), inputs) for layer in grid]
+        return results[0] if self._single else results
+
+    def _calls(self) -> list[tuple[str, int]]:
+        return [place.call for place in self._places]
+
+    def _like(self) -> Tensor:
+        """A tensor of the model's dtype and device."""
+        return next((p.detach() for p in self.model.parameters() if p.is_floating_point()), torch.zeros(()))
+
+
+def _stacked(layer: GridLayer, fmaps: list[int], k: int, inputs: Tensor) -> Tensor:
+    """All units' projections, each over its whole image."""
+    pixels = inputs.new_zeros((len(fmaps), k, *inputs.shape[1:]))
+    for unit in layer.units(list(dict.fromkeys(fmaps))):
+        for place in (i for i, fmap in enumerate(fmaps) if fmap == unit.fmap):
+            pixels[place, unit.rank] = whole(unit)
+    return pixels
+
+
+def _save_or_warn(found: Found, path: Path) -> None:
+    """A checkpoint that can't be written now may be later: hours of work go on."""
+    try:
+        found.save(path)
+    except CheckpointError as error:
+        warnings.warn(f"no checkpoint this time: {error}", stacklevel=3)

@@ -1,0 +1,194 @@
+"""One layer of a :class:`~deconvviz.filter_grid.FilterGrid`: its feature maps as a sequence of results."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from deconvviz.capture import watch
+from deconvviz.capture.reading import LayerCall, evaluating
+from deconvviz.errors import FeatureMapOutOfRange, InvalidInput, NoForwardPass
+from deconvviz.feature_map import FeatureMap
+from deconvviz.geometry import Axis, ReceptiveField, receptive_field
+from deconvviz.layers import address, find_call
+from deconvviz.mining.data import Images
+from deconvviz.mining.strongest import NOBODY, Strongest
+from deconvviz.unit_projection import Unit, crop_of, project_units
+
+IMAGES_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class LayerPlace:
+    """Where a layer is in a model's pass over images of one shape, and what its units see."""
+
+    address: str
+    call: LayerCall
+    maps: int
+    space: tuple[int, ...]
+    """Cells of a map along each axis."""
+    field: ReceptiveField
+
+
+def find_places(
+    model: nn.Module, layers: Sequence[tuple[str, int | None]], image: Tensor
+) -> tuple[LayerPlace, ...]:
+    """The places of ``layers`` in a pass over an image (1, C, *S).
+
+    Raises:
+        LayerNotRun, AmbiguousLayer, InvalidInput: as their names say.
+    """
+    tape, _ = watch(model, (image,))
+    places = []
+    for name, number in layers:
+        call = find_call(tape, name, number)
+        what = f"layer {name!r}" if name else "the model"
+        if len(call.outputs) != 1:
+            raise InvalidInput(
+                f"{what} has {len(call.outputs)} tensors; expected one: choose a layer inside it that gives one"
+            )
+        value = call.outputs[0]
+        if value is None:
+            raise NoForwardPass(f"{what} does not depend on the image through any operation seen in the pass")
+        shape = tuple(tape.values[value].shape)
+        if len(shape) < 2 or shape[0] != len(image):
+            raise InvalidInput(f"{what} gives shape {shape}; expected feature maps (N, C, ...)")
+        field = receptive_field(tape, value)
+        if [axis.dim for axis in field.axes] != list(range(2, len(shape))):
+            reason = field.reason or f"the positions of {what} are not its last axes"
+            field = ReceptiveField(tuple(Axis(axis.image, reason=reason) for axis in field.axes))
+        where = address(name, call.number, tape.counts())
+        places.append(LayerPlace(where, (name, call.number), shape[1], shape[2:], field))
+    return tuple(places)
+
+
+class Shown(NamedTuple):
+    """One unit, projected."""
+
+    fmap: int
+    rank: int
+    image: Tensor
+    """Its whole image (C, *S)."""
+    crop: tuple[slice, ...]
+    projection: Tensor
+    """Over the crop (C, *crop); zero elsewhere."""
+
+
+@dataclass(frozen=True, eq=False)
+class GridLayer(Sequence[FeatureMap]):
+    """The feature maps of a layer; one is projected when it is asked for."""
+
+    place: LayerPlace
+    strongest: Strongest
+    images: Images | None
+    model: nn.Module
+    overlap: str
+    gradient: bool
+
+    def __len__(self) -> int:
+        return self.place.maps
+
+    def __getitem__(self, fmap: int) -> FeatureMap:  # type: ignore[override]
+        return next(self.maps([fmap]))
+
+    @property
+    def name(self) -> str:
+        """The layer's address."""
+        return self.place.address
+
+    @property
+    def dead(self) -> list[int]:
+        """The maps that no image activates."""
+        return (self.strongest.active == 0).nonzero()[:, 0].tolist()
+
+    def maps(self, fmaps: Sequence[int] | None = None) -> Iterator[FeatureMap]:
+        """Several maps, or all, in order; they share passes."""
+        chosen = self.chosen(fmaps)
+        for part in (chosen[i : i + 32] for i in range(0, len(chosen), 32)):
+            shown: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+            for unit in self.units(part):
+                box = self.box(unit.fmap, unit.rank)
+                patch = unit.image[(..., *(slice(*b) for b in box))]
+                inside = [slice(b[0] - c.start, b[1] - c.start) for b, c in zip(box, unit.crop, strict=True)]
+                shown[unit.fmap, unit.rank] = patch.clone(), unit.projection[(..., *inside)].clone()
+            yield from (self._map(fmap, shown) for fmap in part)
+
+    def units(self, fmaps: Sequence[int]) -> Iterator[Shown]:
+        """All units of these maps, projected, in the order of their images: each is read once.
+
+        Raises:
+            NoForwardPass: the grid was loaded without its data.
+            InvalidInput: an image can't be read again.
+            UnsupportedOperation: the way to the pixels passes an operation without a rule.
+        """
+        if self.images is None:
+            raise NoForwardPass("the grid was loaded without its data: FilterGrid.load(path, model, data)")
+        by_image: dict[int, list[tuple[int, int]]] = {}
+        for fmap in fmaps:
+            for rank, number in enumerate(self.numbers(fmap)):
+                by_image.setdefault(number, []).append((fmap, rank))
+        turns = self.images.images(by_image)
+        while block := dict(itertools.islice(turns, IMAGES_AT_ONCE)):
+            wanted = [(fmap, rank, number) for number in block for fmap, rank in by_image[number]]
+            units = [Unit(block[number], fmap, self.position(fmap, rank)) for fmap, rank, number in wanted]
+            with evaluating(self.model):
+                pixels = project_units(
+                    self.model, self.place.call, self.place.field, units, self.overlap, self.gradient
+                )
+            for (fmap, rank, number), unit, projection in zip(wanted, units, pixels, strict=True):
+                yield Shown(fmap, rank, block[number], crop_of(self.place.field, unit.position), projection)
+
+    def numbers(self, fmap: int) -> list[int]:
+        """The images of a map's units, strongest first."""
+        return [number for number in self.strongest.images[fmap].tolist() if number != NOBODY]
+
+    def position(self, fmap: int, rank: int) -> tuple[int, ...]:
+        """A unit's position in map cells."""
+        return tuple(self.strongest.positions[fmap, rank].tolist())
+
+    def box(self, fmap: int, rank: int) -> tuple[tuple[int, int], ...]:
+        """The pixels that a unit sees; of a layer without positions the whole image."""
+        axes, position = self.place.field.axes, self.position(fmap, rank)
+        return (
+            self.place.field.box(position)
+            if len(position) == len(axes)
+            else tuple((0, a.image) for a in axes)
+        )
+
+    def chosen(self, fmaps: Sequence[int] | None) -> list[int]:
+        """Maps by number, from the end if negative; all for ``None``."""
+        count = self.place.maps
+        wanted = range(count) if fmaps is None else fmaps
+        if wrong := [fmap for fmap in wanted if not -count <= fmap < count]:
+            raise FeatureMapOutOfRange(f"map {wrong[0]} of layer {self.name!r}: expected 0 to {count - 1}")
+        return [fmap % count for fmap in wanted]
+
+    def _map(self, fmap: int, shown: dict[tuple[int, int], tuple[Tensor, Tensor]]) -> FeatureMap:
+        numbers, state = self.numbers(fmap), self.strongest
+        ranks = range(len(numbers))
+        return FeatureMap(
+            layer=self.name,
+            fmap=fmap,
+            values=tuple(state.values[fmap].tolist()[: len(numbers)]),
+            images=tuple(numbers),
+            names=tuple(self.images.name(number) if self.images else f"image {number}" for number in numbers),
+            positions=tuple(self.position(fmap, rank) for rank in ranks),
+            boxes=tuple(self.box(fmap, rank) for rank in ranks),
+            patches=tuple(shown[fmap, rank][0] for rank in ranks),
+            projections=tuple(shown[fmap, rank][1] for rank in ranks),
+            mean=state.mean(fmap),
+            active=int(state.active[fmap]) / max(state.seen, 1),
+            histogram=tuple(state.histogram[fmap].tolist()),
+        )
+
+
+def whole(unit: Shown) -> Tensor:
+    """A unit's projection over its whole image (C, *S)."""
+    pixels = torch.zeros_like(unit.image)
+    pixels[(..., *unit.crop)] = unit.projection.to(pixels.dtype)
+    return pixels

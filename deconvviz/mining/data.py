@@ -1,0 +1,271 @@
+"""Images by number, from whatever holds them: a folder, a data set, a loader, tensors.
+
+Each image has one number for good, its place in the data set (of a stream: its turn), whatever the batch size,
+the workers or the share of a process. A picture that cannot be read is reported with its number and the reason,
+and never ends the pass.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
+
+from deconvviz.errors import InvalidInput
+from deconvviz.images import load_picture
+from deconvviz.mining.archive import hash_of
+from deconvviz.model_zoo import Transform
+
+SUFFIXES = (".bmp", ".gif", ".jpg", ".jpeg", ".jp2", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images that go through the model together; of a stream's end only what could not be read."""
+
+    numbers: Tensor
+    """(N,) int64."""
+    images: Tensor | None
+    """(N, C, *S), or ``None`` if none could be read."""
+    broken: tuple[tuple[int, str], ...]
+    """Number and reason of each image that could not be read."""
+
+    @property
+    def taken(self) -> int:
+        """How many of the sequence's images went into it."""
+        return len(self.numbers) + len(self.broken)
+
+
+class PictureFolder(Dataset[Any]):
+    """The pictures in a folder and its subfolders, by path, as a model's inputs."""
+
+    def __init__(self, folder: Path, transform: Callable[[Image.Image], Tensor] | None = None) -> None:
+        self.root, self.transform = folder, transform or Transform()
+        self.files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        if not self.files:
+            raise InvalidInput(f"{folder} holds no picture ({', '.join(SUFFIXES)}), nor do its subfolders")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, number: int) -> Tensor:
+        return self.transform(load_picture(self.files[number]))
+
+
+class Images:
+    """Any source of images as batches in a fixed order, and single images by number.
+
+    Args:
+        data: the path of a folder of pictures; a tensor (N, C, *S); a map- or iterable-style data set, whose
+            items are images or tuples that start with one; or a ``DataLoader``, whose data set, batch size,
+            workers and choice of items (not their order) are taken.
+        transform: from a PIL picture to a tensor, where the source gives pictures; by default
+            :class:`~deconvviz.model_zoo.Transform`.
+        limit: take only so many.
+
+    Raises:
+        InvalidInput: not one of these, or empty.
+    """
+
+    def __init__(
+        self, data: Any, transform: Callable[[Image.Image], Tensor] | None = None, limit: int | None = None
+    ) -> None:
+        self.loader = data if isinstance(data, DataLoader) else None
+        source = data.dataset if isinstance(data, DataLoader) else data
+        if isinstance(source, (str, Path)):
+            if not Path(source).is_dir():
+                raise InvalidInput(f"{source} is not a folder: give one that holds pictures")
+            source = PictureFolder(Path(source), transform)
+        self.streams = isinstance(source, IterableDataset) or not hasattr(source, "__getitem__")
+        if self.streams and not isinstance(source, Iterable):
+            raise InvalidInput(
+                f"data is a {type(source).__name__}; expected a folder, a tensor (N, C, H, W), a data set or a "
+                "DataLoader"
+            )
+        if self.streams and iter(source) is source:
+            raise InvalidInput(
+                f"data is a {type(source).__name__}, which can be read only once; expected what can be iterated "
+                "again, as pictures are read twice: give an IterableDataset, or a list"
+            )
+        self.source, self.limit = source, limit
+        self.transform = transform or Transform()
+        self.order: Sequence[int] = () if self.streams else _chosen(data, source)[:limit]
+        if not self.streams and not self.order:
+            raise InvalidInput("data is empty; expected one image or more")
+
+    def __len__(self) -> int:
+        """How many images there are; of a stream 0."""
+        return len(self.order)
+
+    @property
+    def batch_size(self) -> int:
+        """The loader's, or 32."""
+        return (self.loader.batch_size if self.loader is not None else None) or 32
+
+    @property
+    def workers(self) -> int:
+        """The loader's, or 0."""
+        return self.loader.num_workers if self.loader is not None else 0
+
+    def sample(self) -> Tensor:
+        """The first image that can be read; raises :class:`InvalidInput` if there is none."""
+        reason = "it is empty"
+        turns = self._stream() if self.streams else map(self.read, self.order)
+        for _, item in itertools.islice(turns, self.limit):
+            if isinstance(item, Tensor):
+                return item
+            reason = item
+        raise InvalidInput(f"no image of the data could be read: {reason}")
+
+    def describe(self) -> dict[str, Any]:
+        """What the data is, as far as can be told without reading it: kind, size, names, transform."""
+        source = self.source
+        if isinstance(source, Tensor):
+            facts: Any = [list(source.shape), str(source.dtype), hash_of(source)]
+        else:
+            facts = [type(source).__name__, len(source) if isinstance(source, Sized) else None]
+        files = self.files
+        sizes = [path.stat().st_size if path.is_file() else -1 for path in files or ()]
+        names = "\n".join(f"{self.name(i)} {size}" for i, size in enumerate(sizes))
+        transform = getattr(source, "transform", None) or self.transform
+        chosen = "" if self.order == range(len(self.order)) else ",".join(map(str, self.order))
+        return {
+            "kind": facts,
+            "limit": self.limit,
+            "transform": re.sub(r" at 0x\w+", "", repr(transform)),
+            "items": hash_of(names + chosen),
+        }
+
+    @property
+    def files(self) -> Sequence[Path] | None:
+        """The pictures' files, if the source says (as a folder and torchvision's ``ImageFolder`` do)."""
+        if isinstance(self.source, PictureFolder):
+            return self.source.files
+        samples = getattr(self.source, "samples", None)
+        if isinstance(samples, list) and samples and isinstance(samples[0], tuple):
+            return [Path(sample[0]) for sample in samples]
+        return None
+
+    def name(self, number: int) -> str:
+        """The file's path under its folder, or the number."""
+        files = self.files
+        if files is None or not 0 <= number < len(files):
+            return f"image {number}"
+        root = getattr(self.source, "root", None)
+        path = files[number]
+        return str(path.relative_to(root)) if root and path.is_relative_to(root) else str(path)
+
+    def batches(
+        self, batch_size: int, workers: int = 0, share: tuple[int, int] = (0, 1), start: int = 0
+    ) -> Iterator[Batch]:
+        """A share of the images, every ``share[1]``-th from ``share[0]``, from its ``start``-th on."""
+        rank, world = share
+        if self.streams:
+            turns = itertools.islice(self._stream(), rank, self.limit, world)
+            yield from map(_collate, _in_batches(itertools.islice(turns, start, None), batch_size))
+            return
+        items = _Guarded(self, self.order[rank::world][start:])
+        yield from DataLoader(items, batch_size, num_workers=workers, collate_fn=_collate)
+
+    def images(self, numbers: Iterable[int]) -> Iterator[tuple[int, Tensor]]:
+        """Images by number, in ascending order; a stream is read again, once.
+
+        Raises:
+            InvalidInput: one can't be read again.
+        """
+        wanted = sorted(set(numbers))
+        turns: Iterator[tuple[int, Tensor | str]] = map(self.read, wanted)
+        if self.streams:
+            turns = self._stream()
+        for number in wanted:
+            found = next((item for turn, item in turns if turn == number), "the data has become shorter")
+            if isinstance(found, str):
+                raise InvalidInput(f"{self.name(number)} cannot be read again: {found}")
+            yield number, found
+
+    def read(self, number: int) -> tuple[int, Tensor | str]:
+        """An image, or why it cannot be read."""
+        try:
+            return number, self._tensor(self.source[number])
+        except Exception as error:  # whatever a data set raises on a broken picture
+            return number, f"{type(error).__name__}: {error}"
+
+    def _stream(self) -> Iterator[tuple[int, Tensor | str]]:
+        turns = iter(self.source)
+        for number in itertools.count():
+            try:
+                item: Any = self._tensor(next(turns))
+            except StopIteration:
+                return
+            except Exception as error:
+                if inspect.isgenerator(turns) and turns.gi_frame is None:
+                    raise InvalidInput(
+                        f"the data stream ended at item {number} with {type(error).__name__}: {error}; a generator "
+                        "can't go on after that: catch it inside, or give a map-style data set"
+                    ) from error
+                item = f"{type(error).__name__}: {error}"
+            yield number, item
+
+    def _tensor(self, item: Any) -> Tensor:
+        """The image of a data set's item."""
+        image = item[0] if isinstance(item, (tuple, list)) else item
+        if isinstance(image, Image.Image):
+            image = self.transform(image)
+        if not isinstance(image, Tensor) or not image.is_floating_point():
+            kind = str(image.dtype) if isinstance(image, Tensor) else type(image).__name__
+            raise InvalidInput(
+                f"the item is a {kind}; expected a floating-point tensor (C, H, W), a picture, or a tuple that "
+                "starts with one: give the data set a transform"
+            )
+        return image
+
+
+class _Guarded(Dataset[Any]):
+    """The images of some numbers, for a loader's workers."""
+
+    def __init__(self, images: Images, numbers: Sequence[int]) -> None:
+        self.images, self.numbers = images, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, i: int) -> tuple[int, Tensor | str]:
+        return self.images.read(self.numbers[i])
+
+
+def _chosen(data: Any, source: Any) -> Sequence[int]:
+    """The numbers of the items that are taken, in order: all, or those that a loader's sampler gives."""
+    everything = range(len(source))
+    if not isinstance(data, DataLoader) or isinstance(data.sampler, SequentialSampler):
+        return everything
+    if isinstance(data.sampler, RandomSampler) and data.sampler.num_samples == len(source):
+        return everything
+    with torch.random.fork_rng(devices=[]):
+        return sorted({int(number) for number in data.sampler})
+
+
+def _collate(items: Sequence[tuple[int, Tensor | str]]) -> Batch:
+    good = [(number, item) for number, item in items if isinstance(item, Tensor)]
+    broken = tuple((number, item) for number, item in items if isinstance(item, str))
+    if len({image.shape for _, image in good}) > 1:
+        raise InvalidInput(
+            f"images have different shapes, {tuple(good[0][1].shape)} and others: give a transform that makes "
+            "them one size, or batch_size=1"
+        )
+    images = torch.stack([image for _, image in good]) if good else None
+    return Batch(torch.tensor([number for number, _ in good], dtype=torch.int64), images, broken)
+
+
+def _in_batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    items = iter(items)
+    while batch := list(itertools.islice(items, size)):
+        yield batch

@@ -1,0 +1,111 @@
+"""What a pass over (a share of) a data set has found; it is saved, resumed and merged."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from deconvviz.errors import CheckpointError
+from deconvviz.mining.archive import load_archive, save_archive
+from deconvviz.mining.strongest import Strongest
+
+Share = tuple[int, int, int]
+"""(first, step, count): the images at places first, first + step, ... of the data set's order; of them, how many."""
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The strongest units of several layers, and of which model and data they are."""
+
+    about: Mapping[str, Any]
+    """What must agree for two of them to be parts of one: ``model`` and ``data`` (fingerprints), ``layers``,
+    ``k``, ``image`` (shape), ``maps`` (their sizes) and ``precision``."""
+    layers: tuple[Strongest, ...]
+    shares: tuple[Share, ...]
+    """What of the data it has seen."""
+    broken: Mapping[int, str]
+    """Number of each image that could not be read, and why."""
+
+    def taking(self, layers: tuple[Strongest, ...], taken: int, broken: Mapping[int, str]) -> Found:
+        """With ``taken`` more images of its share, which left the layers in these states."""
+        (first, step, count) = self.shares[0]
+        return replace(
+            self, layers=layers, shares=((first, step, count + taken),), broken={**self.broken, **broken}
+        )
+
+    def merged(self, other: Found) -> Found:
+        """Of two shares of one data set: that of both, to the same bits in any order.
+
+        Raises:
+            CheckpointError: they differ in model, layers or data, or share an image.
+        """
+        other.require(self.about, "this part")
+        if common := [(a, b) for a in self.shares for b in other.shares if _overlap(a, b)]:
+            raise CheckpointError(
+                f"the parts share images: both hold some of every {common[0][0][1]}th from {common[0][0][0]}; "
+                "merge each part once"
+            )
+        return Found(
+            self.about,
+            tuple(a.merged(b) for a, b in zip(self.layers, other.layers, strict=True)),
+            tuple(sorted(self.shares + other.shares)),
+            dict(sorted({**self.broken, **other.broken}.items())),
+        )
+
+    def to(self, device: torch.device | str) -> Found:
+        """The same on another device."""
+        return replace(self, layers=tuple(layer.to(device) for layer in self.layers))
+
+    def require(self, about: Mapping[str, Any], what: str) -> None:
+        """Raise :class:`CheckpointError` unless it is about the same as what is asked for."""
+        for name, expected in about.items():
+            if self.about.get(name) != expected:
+                raise CheckpointError(
+                    f"{what} is of another {name}: {_short(self.about.get(name))}; expected {_short(expected)}. "
+                    "Give what it was made with, or another file to start afresh"
+                )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one file, all of it or nothing; raises :class:`CheckpointError` if it can't."""
+        header = {"about": self.about, "shares": self.shares, "broken": sorted(self.broken.items())}
+        arrays = {
+            f"{i}.{name}": array
+            for i, layer in enumerate(self.layers)
+            for name, array in layer.arrays().items()
+        }
+        save_archive(path, header, arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Found:
+        """Read a file of :meth:`save`; raises :class:`CheckpointError` if it is damaged."""
+        header, arrays = load_archive(path)
+        try:
+            states: list[dict[str, Any]] = [{} for _ in header["about"]["layers"]]
+            for name, array in arrays.items():
+                i, _, field = name.partition(".")
+                states[int(i)][field] = array
+            layers = tuple(Strongest.from_arrays(state, device) for state in states)
+            shares = tuple((int(a), int(b), int(c)) for a, b, c in header["shares"])
+            return cls(header["about"], layers, shares, {int(n): str(why) for n, why in header["broken"]})
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} is not a file of FilterGrid: delete it to start afresh") from error
+
+
+def _overlap(a: Share, b: Share) -> bool:
+    """Whether two arithmetic progressions have a member in common."""
+    ranges = [range(first, first + step * count, step) for first, step, count in (a, b)]
+    if not all(ranges) or (ranges[1].start - ranges[0].start) % math.gcd(a[1], b[1]):
+        return False
+    low, high = max(r.start for r in ranges), min(r[-1] for r in ranges)
+    start = low + (ranges[0].start - low) % a[1]
+    return any(place in ranges[1] for place in range(start, min(high, start + a[1] * b[1]) + 1, a[1]))
+
+
+def _short(item: Any) -> str:
+    text = str(item)
+    return text if len(text) <= 90 else f"{text[:90]}..."

@@ -1,0 +1,93 @@
+"""The pass itself: batch by batch through the model, up to the last of the layers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deconvviz.capture.reading import LayerCall, reading
+from deconvviz.errors import InvalidInput
+from deconvviz.mining.strongest import Strongest
+
+
+class Miner:
+    """Takes batches of images; :attr:`states` are the layers' strongest units so far.
+
+    Args:
+        states: of each layer.
+        device, dtype: of the model's parameters.
+        autocast: the dtype to compute in, or ``None``.
+        channels_last: the layout of the images, which many models are faster in.
+    """
+
+    def __init__(
+        self, states: Sequence[Strongest], like: Tensor, autocast: torch.dtype | None, channels_last: bool
+    ) -> None:
+        self.states = tuple(states)
+        self._like, self._autocast = like, autocast
+        self._layout = torch.channels_last if channels_last else torch.preserve_format
+        self._numbers = torch.empty(0, dtype=torch.int64)
+        self._new: dict[int, Strongest] = {}
+        self.run: Any = None
+
+    def use(self, i: int, output: Tensor) -> None:
+        """Take from a layer's output (N, C, *S) what is needed, at once."""
+        state = self.states[i]
+        if output.dim() < 2 or len(output) != len(self._numbers) or output.shape[1] != len(state.values):
+            raise InvalidInput(
+                f"a layer gives shape {tuple(output.shape)} for {len(self._numbers)} images; expected "
+                f"({len(self._numbers)}, {len(state.values)} feature maps, ...)"
+            )
+        self._new[i] = state.updated(output, self._numbers)
+
+    def take(self, numbers: Tensor, images: Tensor) -> None:
+        """One batch; where the memory does not suffice, its halves."""
+        try:
+            images_there = images.to(self._like.device, self._like.dtype, memory_format=self._layout)
+            self._numbers = numbers.to(self._like.device)
+            self._new = {}
+            kind = self._like.device.type
+            with torch.no_grad(), torch.autocast(kind, self._autocast, enabled=self._autocast is not None):
+                self.run(images_there)
+            self.states = tuple(self._new[i] for i in range(len(self.states)))
+        except (RuntimeError, MemoryError) as error:
+            if len(numbers) == 1 or not out_of_memory(error):
+                raise
+        else:
+            return
+        half = len(numbers) // 2  # outside the handler: the error's frames hold what they computed
+        self.take(numbers[:half], images[:half])
+        self.take(numbers[half:], images[half:])
+
+
+@contextlib.contextmanager
+def mining(
+    model: nn.Module,
+    layers: Sequence[LayerCall],
+    states: Sequence[Strongest],
+    like: Tensor,
+    autocast: torch.dtype | None = None,
+    channels_last: bool = False,
+) -> Iterator[Miner]:
+    """A :class:`Miner` of these layers; afterwards no hook is left on the model."""
+    miner = Miner(states, like, autocast, channels_last)
+    with reading(model, layers, miner.use) as miner.run:
+        yield miner
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error tells that memory ran out, on any device; the caches are emptied then."""
+    text = str(error).lower()
+    full = (
+        isinstance(error, MemoryError)
+        or "out of memory" in text
+        or "allocate memory" in text
+        or "not enough memory" in text
+    )
+    if full and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return full

@@ -1,0 +1,122 @@
+"""Single units back to pixels, thousands of them: each from the crop that it sees.
+
+A unit depends on its receptive field only. Forward and back need just that part of its image, aligned to the
+layer's jump and kept inside the image, so that every layer falls on the same pixels and the border's padding
+where it fell: see :attr:`~deconvviz.geometry.Axis.crop_size`. All crops of a layer have one size, so units of
+any maps and images share a batch. Where a field covers the image, the crop is the image.
+
+Axes: U units, C channels of the image, S spatial axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from deconvviz.capture import watch
+from deconvviz.capture.reading import LayerCall
+from deconvviz.geometry import ReceptiveField
+from deconvviz.layers import find_call
+from deconvviz.mining.passes import out_of_memory
+from deconvviz.projection import back_to_inputs
+from deconvviz.tape import Tape, flatten
+
+CPU_BUDGET, DEVICE_BUDGET = 128 * 2**20, 2**30
+"""Bytes that all the values of one batch's pass may take together, of which a part is alive at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """One unit of a layer, in one image (C, *S)."""
+
+    image: Tensor
+    fmap: int
+    position: tuple[int, ...]
+    """In map cells."""
+
+
+def project_units(
+    model: nn.Module,
+    layer: LayerCall,
+    field: ReceptiveField,
+    units: Sequence[Unit],
+    overlap: str = "sum",
+    gradient: bool = False,
+    budget: int | None = None,
+) -> list[Tensor]:
+    """Each unit's projection (C, *crop) over its crop of the image; outside it, a projection is zero.
+
+    Args:
+        model: in eval mode.
+        layer: its output is (N, maps, *cells), the cells along the image's axes.
+        field: what the layer's units see of images of this shape.
+        units: any number; they go through in batches whose values fit ``budget`` bytes, halved where the
+            memory does not suffice.
+        overlap, gradient: as :class:`~deconvviz.deconvnet.Deconvnet`'s.
+    """
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    if budget is None:
+        budget = CPU_BUDGET if like.device.type == "cpu" else DEVICE_BUDGET
+    projections: list[Tensor] = []
+    step = 1
+    while len(projections) < len(units):
+        part = units[len(projections) : len(projections) + step]
+        try:
+            pixels, size = _project(model, layer, field, part, overlap, gradient, like)
+        except (RuntimeError, MemoryError) as error:
+            if step == 1 or not out_of_memory(error):
+                raise
+            step, budget = step // 2, budget // 2
+            continue
+        projections += pixels.unbind()
+        step = max(1, budget // size)
+    return projections
+
+
+def crop_of(field: ReceptiveField, position: Sequence[int]) -> tuple[slice, ...]:
+    """The part of the image's spatial axes that the unit at ``position`` is computed from."""
+    if field.covers_image:  # the layer may have other axes than the image, or none
+        return tuple(slice(0, axis.image) for axis in field.axes)
+    starts = [axis.crop_start(i) for axis, i in zip(field.axes, position, strict=True)]
+    return tuple(slice(start, start + axis.crop_size) for axis, start in zip(field.axes, starts, strict=True))
+
+
+def _project(
+    model: nn.Module,
+    layer: LayerCall,
+    field: ReceptiveField,
+    units: Sequence[Unit],
+    overlap: str,
+    gradient: bool,
+    like: Tensor,
+) -> tuple[Tensor, int]:
+    """The projections of one batch (U, C, *crop), and the bytes of the values of one unit's pass."""
+    crops = torch.stack([unit.image[(..., *crop_of(field, unit.position))] for unit in units])
+    tape, output = watch(model, (crops.to(like.device, like.dtype),), (), layer, gradient)
+    (value,) = find_call(tape, *layer).outputs
+    (activation,) = flatten(output)
+    if value is None:  # nothing seen leads there: say so
+        value = len(tape.values)
+    seeds = torch.zeros_like(activation, dtype=like.dtype)
+    where = [_cell(field, unit) for unit in units]
+    index = (torch.arange(len(units)), *torch.tensor(where).T)
+    seeds[index] = activation[index].to(like.dtype)
+    (pixels,) = back_to_inputs(tape, value, seeds[None], overlap)
+    return pixels[0].cpu(), _bytes(tape, value) // len(units)
+
+
+def _cell(field: ReceptiveField, unit: Unit) -> tuple[int, ...]:
+    """Map and position of a unit in the layer's output for its crop."""
+    if field.covers_image:
+        return unit.fmap, *unit.position
+    pairs = zip(field.axes, unit.position, strict=True)
+    return unit.fmap, *(i - axis.crop_start(i) // max(axis.jump, 1) for axis, i in pairs)
+
+
+def _bytes(tape: Tape, value: int) -> int:
+    steps = tape.leading_to(value)
+    numbers = {i for step in steps for i in (*step.inputs, *step.outputs) if i is not None}
+    return sum(tape.values[i].shape.numel() * tape.values[i].dtype.itemsize for i in numbers)

@@ -1,0 +1,458 @@
+"""Mining a data set: against brute force, from every kind of data, interrupted, shared and merged."""
+
+from __future__ import annotations
+
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from conftest import build
+from PIL import Image
+from test_strongest import brute_force, same_bits, units
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import ToTensor
+
+from deconvviz import Deconvnet, FilterGrid
+from deconvviz.errors import (
+    AmbiguousLayer,
+    CheckpointError,
+    FeatureMapOutOfRange,
+    InvalidInput,
+    LayerNotRun,
+    NoForwardPass,
+    UnknownLayer,
+)
+from deconvviz.mining import passes
+
+
+def net(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        *(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+        *(nn.Conv2d(6, 8, 3), nn.ReLU(inplace=True), nn.Conv2d(8, 5, 3), nn.ReLU(inplace=True)),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4)),
+    ).eval()
+
+
+def images(n=30, size=20, seed=0):
+    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def fit(data, layers=("1", "4"), model=None, k=9, **options):
+    return FilterGrid(model or net(), layers, k).fit(data, progress=False, **options)
+
+
+def same(a, b):
+    return all(same_bits(x, y) for x, y in zip(a.found.layers, b.found.layers, strict=True))
+
+
+# ── against brute force ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_as_a_plain_sort_of_all_activations(batch_size):
+    x = images()
+    layers = ["0", "1", "4", "6", "9"]  # 0 is overwritten in place by 1; 9 has no positions
+    grid = fit(x, layers, batch_size=batch_size)
+    model = net()
+    for layer, state in zip(layers, grid.found.layers, strict=True):
+        activation = torch.cat([_upto(model, int(layer), part) for part in x.split(batch_size)])
+        assert units(state) == brute_force(activation, range(30), 9)
+        fires = activation.reshape(30, len(state.values), -1).amax(2) > 0
+        assert state.active.tolist() == fires.sum(0).tolist()
+
+
+@torch.no_grad()
+def _upto(model, depth, x):
+    for layer in model[: depth + 1]:
+        x = layer(x.clone())
+    return x
+
+
+def test_nan_images_ties_and_dead_maps():
+    model = net()
+    with torch.no_grad():
+        model[0].bias[2] = -100.0
+    x = images()
+    x[7, 0, 3, 3] = torch.nan
+    x[20] = x[4]
+    grid = fit(x, ["1"], model)
+    assert grid.left_out == {7: "NaN or infinite activations"}
+    assert 7 not in [image for fmap in grid["1"] for image in fmap.images]
+    dead = grid["1"][2]
+    assert dead.dead and dead.active == 0 and not any(p.any() for p in dead.projections)
+    assert grid["1"].dead == [2]
+    for fmap in grid["1"]:
+        if 20 in fmap.images:  # the same picture: the lower number first
+            assert fmap.images.index(20) == fmap.images.index(4) + 1
+
+
+def test_k_larger_than_the_data_and_one_image():
+    for n in (1, 4):
+        found = fit(images(n))["4"][0]
+        assert len(found.values) == len(found.patches) == n
+        assert sorted(found.images) == list(range(n))
+
+
+# ── results ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_feature_map_is_what_the_deconvnet_says_of_each_image():
+    x, model = images(), net()
+    grid = fit(x, ["4"])
+    with Deconvnet(model) as deconv:
+        for found in grid["4"].maps([0, 5, 3]):
+            for i, number in enumerate(found.images):
+                (y0, y1), (x0, x1) = found.boxes[i]
+                full = deconv.project("4", found.fmap, inputs=x[number : number + 1])[0]
+                position = deconv.strongest_position("4", found.fmap, inputs=x[number : number + 1])[0]
+                assert found.positions[i] == position
+                assert torch.equal(found.patches[i], x[number, :, y0:y1, x0:x1])
+                assert (found.projections[i] - full[:, y0:y1, x0:x1]).abs().max() <= 1e-5 * full.abs().max()
+                full[:, y0:y1, x0:x1] = 0
+                assert not full.any()
+            activation = _upto(model, 4, x)[:, found.fmap]
+            assert found.mean == pytest.approx(float(activation.mean()), rel=1e-5)
+            assert found.active == float((activation.amax((1, 2)) > 0).float().mean())
+            assert sum(found.histogram) == 30
+            assert found.names[0] == f"image {found.images[0]}"
+
+
+def test_a_layer_without_positions_is_projected_whole():
+    x, model = images(), net()
+    found = fit(x, ["9"])["9"][1]
+    assert found.boxes[0] == ((0, 20), (0, 20)) and found.positions[0] == ()
+    with Deconvnet(model) as deconv:
+        full = deconv.project("9", 1, inputs=x[found.images[0]][None])[0]
+    assert (found.projections[0] - full).abs().max() <= 1e-5 * full.abs().max() and full.any()
+
+
+def test_the_picture_is_figure_2s_layout():
+    found = fit(images(), ["4"])["4"][0]
+    picture = found.image(cell=30)
+    assert picture.shape == (90, 90 + 2 + 90, 3) and picture.dtype == np.uint8
+
+
+def test_attribute_is_captum_shaped():
+    x, model = images(12), net()
+    grid = FilterGrid(model, model[4], k=3)
+    pixels = grid.attribute(x, [6, 1])
+    assert pixels.shape == (2, 3, 3, 20, 20)
+    best = _upto(model, 4, x).amax((2, 3))
+    with Deconvnet(model) as deconv:
+        for f, fmap in enumerate([6, 1]):
+            for rank, number in enumerate(best[:, fmap].argsort(descending=True, stable=True)[:3]):
+                full = deconv.project("4", fmap, inputs=x[number : number + 1])[0]
+                assert (pixels[f, rank] - full).abs().max() <= 1e-5 * full.abs().max()
+    assert FilterGrid(model, ["1", "4"]).attribute(x)[1].shape == (8, 9, 3, 20, 20)
+    with pytest.raises(NoForwardPass):
+        grid["4"]  # attribute leaves nothing behind
+    with pytest.raises(InvalidInput):
+        grid.attribute(torch.full((2, 3, 20, 20), torch.nan))
+
+
+def test_the_model_is_left_as_it_was_found():
+    model = net().train()
+    model[2].eval()
+    modes = [module.training for module in model.modules()]
+    state, draw = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    grid = fit(DataLoader(TensorDataset(images()), 8, shuffle=True), model=model)
+    next(grid["4"].maps())
+    with pytest.raises(InvalidInput):
+        fit(images()[:, :2], model=model)
+    assert modes == [module.training for module in model.modules()]
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert torch.equal(draw, torch.get_rng_state())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_errors_say_what_to_do():
+    with pytest.raises(UnknownLayer):
+        FilterGrid(net(), "nix")
+    with pytest.raises(InvalidInput, match="layers is empty"):
+        FilterGrid(net(), [])
+    with pytest.raises(InvalidInput, match="k is 0"):
+        FilterGrid(net(), "1", 0)
+    with pytest.raises(NoForwardPass, match="fit"):
+        FilterGrid(net(), "1")["1"]
+    with pytest.raises(UnknownLayer, match="'1', '4'"):
+        fit(images())["0"]
+    with pytest.raises(FeatureMapOutOfRange, match="0 to 7"):
+        fit(images())["4"][8]
+    relu = nn.ReLU()
+    twice = nn.Sequential(nn.Conv2d(3, 4, 3), relu, nn.Conv2d(4, 5, 3), relu)
+    with pytest.raises(AmbiguousLayer):
+        fit(images(), "1", twice)
+    assert len(fit(images(), "1#2", twice)["1#2"]) == 5
+    spare = net()
+    spare.add_module("never", nn.ReLU())
+    spare.forward = lambda x: spare[0](x)
+    with pytest.raises(LayerNotRun):
+        fit(images(), "never", spare)
+
+
+# ── data ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve pictures in two classes; one is broken, one is no picture at all."""
+    for i in range(12):
+        path = tmp_path / "pictures" / "ab"[i % 2] / f"{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(i).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
+    broken = tmp_path / "pictures" / "a" / "04.png"
+    broken.write_bytes(broken.read_bytes()[:300])
+    (tmp_path / "pictures" / "a" / "notes.txt").write_text("hello")
+    return tmp_path / "pictures"
+
+
+class Mapped(Dataset):
+    def __init__(self, x):
+        self.x = x
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return self.x[i], 0
+
+
+class Stream(IterableDataset):
+    def __init__(self, x):
+        self.x = x
+
+    def __iter__(self):
+        return ((x, 0) for x in self.x)
+
+
+SOURCES = {
+    "tensor": lambda x: x,
+    "map-style": Mapped,
+    "iterable-style": Stream,
+    "tensor data set": TensorDataset,
+    "list": list,
+    "loader": lambda x: DataLoader(Mapped(x), batch_size=5),
+    "shuffling loader": lambda x: DataLoader(Mapped(x), batch_size=5, shuffle=True),
+    "loader with workers": lambda x: DataLoader(Mapped(x), batch_size=5, num_workers=2),
+    "loader of a stream": lambda x: DataLoader(Stream(x), batch_size=5),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_kind_of_data_gives_the_same_bits(source):
+    x = images()
+    grid, expected = fit(SOURCES[source](x), batch_size=5), fit(x, batch_size=5)
+    assert same(grid, expected)
+    ours, theirs = grid["4"][3], expected["4"][3]
+    assert all(torch.equal(a, b) for a, b in zip(ours.patches, theirs.patches, strict=True))
+
+
+def test_a_loaders_choice_of_items_is_kept():
+    x = images()
+    chosen = [3, 25, 4, 11, 12]
+    grid = fit(DataLoader(Mapped(x), 2, sampler=SubsetRandomSampler(chosen)))
+    assert {n for fmap in grid["4"] for n in fmap.images} == set(chosen)
+    assert grid.found.layers[0].seen == 5
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_folders_skip_and_list_broken_pictures(folder, workers):
+    grid = fit(folder, transform=ToTensor(), workers=workers, batch_size=4)
+    assert list(grid.left_out) == [2] and "cannot be decoded" in grid.left_out[2]
+    assert grid.found.layers[0].seen == 11
+    found = grid["4"][0]
+    assert all(name.endswith(".png") and name[:2] in ("a/", "b/") for name in found.names)
+    as_images = fit(ImageFolder(folder, ToTensor()), batch_size=4)
+    assert list(as_images.left_out) == [2]
+    assert same(as_images, grid)
+    assert as_images["4"][0].names == found.names
+
+
+def test_data_that_is_not_usable(folder):
+    with pytest.raises(InvalidInput, match="not a folder"):
+        fit(str(folder / "a" / "00.png"))
+    with pytest.raises(InvalidInput, match="different shapes"):
+        fit([torch.randn(3, 20, 20), torch.randn(3, 22, 20)])
+    with pytest.raises(InvalidInput, match="torch.uint8"):
+        fit((images() * 9).to(torch.uint8))
+    with pytest.raises(InvalidInput, match="only once"):
+        fit(x for x in images())
+    with pytest.raises(InvalidInput, match="expected a folder"):
+        fit(7)
+    with pytest.raises(InvalidInput, match="empty"):
+        fit([])
+    with pytest.raises(InvalidInput, match="NaN"):
+        fit(images() * torch.nan)
+    (folder / "none").mkdir()
+    with pytest.raises(InvalidInput, match="holds no picture"):
+        fit(folder / "none")
+
+
+def test_limit_and_different_sizes_one_by_one():
+    assert fit(images(), limit=7).found.layers[0].seen == 7
+    assert fit(Stream(images()), limit=7).found.layers[0].seen == 7
+
+
+def test_the_batch_is_halved_when_memory_runs_out(monkeypatch):
+    x, real, sizes = images(), passes.Miner.use, []
+
+    def scarce(self, i, output):
+        sizes.append(len(output))
+        if len(output) > 4 and i == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        real(self, i, output)
+
+    monkeypatch.setattr(passes.Miner, "use", scarce)
+    grid = fit(x, batch_size=16)
+    assert max(sizes) == 16
+    monkeypatch.undo()
+    for a, b in zip(grid.found.layers, fit(x).found.layers, strict=True):
+        assert torch.equal(a.images, b.images) and a.seen == b.seen == 30
+
+
+def test_autocast_and_channels_last():
+    x, expected = images(), fit(images())
+    layout = fit(x, channels_last=True)
+    assert torch.allclose(layout.found.layers[1].values, expected.found.layers[1].values, atol=1e-5)
+    half = fit(x, autocast=torch.bfloat16)
+    assert torch.allclose(half.found.layers[1].values, expected.found.layers[1].values, atol=0.05)
+    assert len(half["4"][0].projections) == 9
+
+
+def test_batch_size_changes_values_by_rounding_only():
+    x = images(40, 32)
+    one, many = (fit(x, ["features.3"], build("squeezenet1_0"), batch_size=b) for b in (3, 40))
+    (a,), (b,) = one.found.layers, many.found.layers
+    assert torch.allclose(a.values, b.values, rtol=1e-5, atol=1e-6)
+    moved = a.images != b.images
+    assert (a.values - b.values)[moved].abs().max() <= 1e-6 if moved.any() else True
+
+
+# ── saved, resumed, merged ───────────────────────────────────────────────────────────────────────────────────
+
+
+class Dying(Mapped):
+    """Raises what no pass survives, once, at an item."""
+
+    def __init__(self, x, at):
+        super().__init__(x)
+        self.at = at
+
+    def __getitem__(self, i):
+        if i == self.at:
+            self.at = -1
+            raise KeyboardInterrupt
+        return super().__getitem__(i)
+
+
+@pytest.mark.parametrize("at", [1, 13, 29])
+def test_an_interrupted_pass_goes_on_to_the_same_bits(tmp_path, at):
+    data, path = Dying(images(), at), tmp_path / "grid.npz"
+    options = {"checkpoint": path, "every": 0, "batch_size": 4}
+    with pytest.raises(KeyboardInterrupt):
+        fit(data, **options)
+    assert path.exists() == (at >= 4)
+    seen = []
+    data.__class__ = type(
+        "Counting", (Dying,), {"__getitem__": lambda self, i: (seen.append(i), Dying.__getitem__(self, i))[1]}
+    )
+    data.__class__.__name__ = "Dying"
+    grid = fit(data, **options)
+    assert same(grid, fit(images(), batch_size=4))
+    assert 0 in seen and (at < 4 or 1 not in seen)  # 0 tells the shape; the rest is not done again
+    again = fit(data, **options)
+    assert same(again, grid)
+
+
+REFUSED = {
+    "model": lambda path: fit(images(), model=net(1), checkpoint=path),
+    "layers": lambda path: fit(images(), ["1"], checkpoint=path),
+    "k": lambda path: fit(images(), k=4, checkpoint=path),
+    "data": lambda path: fit(images(seed=1), checkpoint=path),
+    "precision": lambda path: fit(images(), autocast=torch.bfloat16, checkpoint=path),
+    "shares": lambda path: fit(images(), checkpoint=path, share=(0, 1)) and (_ for _ in ()).throw(
+        CheckpointError("shares")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_checkpoint_of_something_else_is_refused_with_the_reason(tmp_path, what):
+    path = tmp_path / "grid.npz"
+    fit(images(), checkpoint=path)
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError, match=what):
+        REFUSED[what](path)
+    assert path.read_bytes() == before
+
+
+def test_folders_are_told_apart_by_their_files(folder, tmp_path):
+    path = tmp_path / "grid.npz"
+    fit(folder, transform=ToTensor(), checkpoint=path)
+    (folder / "a" / "02.png").rename(folder / "a" / "03.png")
+    with pytest.raises(CheckpointError, match="data"):
+        fit(folder, transform=ToTensor(), checkpoint=path)
+
+
+def test_save_and_load(tmp_path):
+    x, path = images(), tmp_path / "grid.npz"
+    grid = fit(x)
+    grid.save(path)
+    loaded = FilterGrid.load(path, net(), x)
+    assert same(loaded, grid) and loaded.layers == ["1", "4"]
+    assert torch.equal(loaded["4"][2].projections[0], grid["4"][2].projections[0])
+    with pytest.raises(NoForwardPass, match="without its data"):
+        FilterGrid.load(path, net())["4"][2]
+    with pytest.raises(CheckpointError, match="model"):
+        FilterGrid.load(path, net(3))
+    with pytest.raises(CheckpointError, match="data"):
+        FilterGrid.load(path, net(), images(seed=4))
+
+
+def test_a_full_disk_warns_during_the_pass_and_raises_at_its_end(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with warnings.catch_warnings(record=True) as caught, pytest.raises(CheckpointError, match="No space"):
+        warnings.simplefilter("always")
+        fit(images(), checkpoint=tmp_path / "grid.npz", every=0, batch_size=10)
+    assert sum("no checkpoint this time" in str(w.message) for w in caught) == 3
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("n", [2, 3, 7])
+def test_shares_merge_to_the_same_bits_in_any_order_and_grouping(n):
+    x = images()
+    x[5] = torch.nan
+    parts = [fit(x, share=(i, n), batch_size=4) for i in range(n)]
+    whole, inorder = fit(x, batch_size=4), parts[0].merge(*parts[1:])
+    rng = random.Random(0)
+    for _ in range(5):
+        rng.shuffle(parts)
+        middle = rng.randint(1, n - 1)
+        assert same(parts[0].merge(*parts[1:]), inorder)
+        assert same(
+            parts[0].merge(*parts[1:middle]).merge(parts[middle].merge(*parts[middle + 1 :])), inorder
+        )
+    assert inorder.left_out == whole.left_out == {5: "NaN or infinite activations"}
+    for a, b in zip(inorder.found.layers, whole.found.layers, strict=True):
+        assert torch.allclose(a.values, b.values, rtol=1e-6) and torch.equal(a.active, b.active)
+    with pytest.raises(CheckpointError, match="share images"):
+        inorder.merge(parts[0])
+    with pytest.raises(CheckpointError, match="model"):
+        parts[0].merge(fit(x, model=net(2), share=(1, n)))
+
+
+def test_shares_that_interleave_are_told_from_those_that_meet():
+    x = images()
+    fit(x, share=(0, 2)).merge(fit(x, share=(1, 4)), fit(x, share=(3, 4)))
+    with pytest.raises(CheckpointError, match="share images"):
+        fit(x, share=(0, 2)).merge(fit(x, share=(0, 3)))
+    with pytest.raises(InvalidInput, match="share"):
+        fit(x, share=(2, 2))

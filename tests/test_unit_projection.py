@@ -1,0 +1,121 @@
+"""Cropped projections against full-size ones, at the centre, the edges and the corners."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import build
+from torch import nn
+
+from deconvviz import Deconvnet, unit_projection
+from deconvviz.capture import watch
+from deconvviz.geometry import receptive_field
+from deconvviz.layers import find_call
+from deconvviz.unit_projection import Unit, crop_of, project_units
+
+LAYERS = {
+    "squeezenet1_0": ["features.2", "features.5", "features.10"],
+    "vgg16": ["features.4", "features.15", "features.22"],
+    "alexnet": ["features.4", "features.9"],
+    "resnet18": ["layer1", "layer2", "layer3"],
+    "googlenet": ["conv3", "inception3b", "inception4a"],
+    "densenet121": ["features.denseblock1"],
+    "convnext_tiny": ["features.1"],
+    "mobilenet_v2": ["features.5"],
+}
+
+
+def images(n=3, size=(224, 192), seed=0):
+    return torch.randn(n, 3, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def place(model, layer, x):
+    tape, output = watch(model, (x[:1],), layer=(layer, 1))
+    return receptive_field(tape, find_call(tape, layer, 1).outputs[0]), output
+
+
+def firing_units(output, x):
+    """The strongest map at the centre, each edge's middle and each corner of the layer."""
+    height, width = output.shape[2:]
+    places = [(y, x) for y in (0, height // 2, height - 1) for x in (0, width // 2, width - 1)]
+    return [
+        Unit(x[0], int(output[(0, slice(None), *p)].argmax()), p)
+        for p in [*places, (1, 1), (height - 2, width // 3)]
+    ]
+
+
+def whole(field, unit, pixels):
+    full = torch.zeros_like(unit.image)
+    full[(..., *crop_of(field, unit.position))] = pixels
+    return full
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_crop_gives_the_full_size_projection(name):
+    model, x = build(name), images()
+    for layer in LAYERS[name]:
+        field, output = place(model, layer, x)
+        units = firing_units(output, x)
+        deconv, cropped = Deconvnet(model), project_units(model, (layer, 1), field, units)
+        seen = 0
+        for unit, pixels in zip(units, cropped, strict=True):
+            expected = deconv.project(layer, unit.fmap, inputs=unit.image[None], position=unit.position)[0]
+            largest = expected.abs().max()
+            assert (whole(field, unit, pixels) - expected).abs().max() <= 1e-5 * largest
+            seen += bool(largest > 0)
+        assert seen >= len(units) - 2  # there is something to compare
+        deconv.close()
+
+
+def test_small_fields_are_really_cropped_and_large_ones_are_not():
+    x, sizes = images(1, (224, 224)), {}
+    for layer in ("features.2", "features.10", "features.12"):
+        field, _ = place(build("squeezenet1_0"), layer, x)
+        sizes[layer] = [axis.crop_size for axis in field.axes]
+    assert sizes == {"features.2": [12, 12], "features.10": [112, 112], "features.12": [160, 160]}
+    field, _ = place(build("alexnet"), "features.12", x)
+    assert [axis.crop_size for axis in field.axes] == [224, 224] and field.covers_image
+
+
+def test_where_the_field_is_the_image_it_is_projected_whole():
+    model, x = build("mobilenet_v3_small"), images(1, (64, 64))
+    field, output = place(model, "features.4", x)
+    assert field.covers_image and field.reason
+    unit = Unit(x[0], int(output[0, :, 2, 1].argmax()), (2, 1))
+    (pixels,) = project_units(model, ("features.4", 1), field, [unit])
+    with Deconvnet(model) as deconv:
+        assert (
+            pixels - deconv.project("features.4", unit.fmap, inputs=x, position=(2, 1))[0]
+        ).abs().max() < 1e-6
+
+
+def test_the_budget_changes_nothing():
+    model, x = build("resnet18"), images()
+    field, output = place(model, "layer1", x)
+    units = firing_units(output, x)
+    small, large = (project_units(model, ("layer1", 1), field, units, budget=b) for b in (1, 2**30))
+    assert all((a - b).abs().max() <= 1e-5 * b.abs().max() for a, b in zip(small, large, strict=True))
+
+
+def test_out_of_memory_halves_the_batch(monkeypatch):
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), images()
+    field, output = place(model, "1", x)
+    units = firing_units(output, x)
+    expected, sizes, real = project_units(model, ("1", 1), field, units), [], unit_projection._project
+
+    def scarce(model, layer, field, units, *rest):
+        sizes.append(len(units))
+        if len(units) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(model, layer, field, units, *rest)
+
+    monkeypatch.setattr(unit_projection, "_project", scarce)
+    found = project_units(model, ("1", 1), field, units, budget=10**7)
+    assert max(sizes) > 3 and all(torch.allclose(a, b) for a, b in zip(found, expected, strict=True))
+
+    def hopeless(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(unit_projection, "_project", hopeless)
+    with pytest.raises(torch.OutOfMemoryError):
+        project_units(model, ("1", 1), field, units)
