@@ -112,6 +112,8 @@ class Tape:
     autocast: torch.dtype | None = None
     complete: bool = False
     """The pass ran to its end (it was not stopped at a layer)."""
+    content_read: bool = False
+    """The model looked at what a tensor holds (``if x.any()``, ``.item()``), so for other inputs it may run otherwise."""
 
     def counts(self) -> dict[str, int]:
         """How many times each module ran."""

@@ -218,6 +218,8 @@ class Capture(TorchFunctionMode, Places):
                 target = None
             step.written = where if target is not None else None
             self._record(step, outputs)
+        if (values or DERIVED in marks) and target is None and not flatten(output):
+            self.tape.content_read = True
         if target is not None:
             for alias, before in aliases:
                 self._overwrite(alias, before, target)
