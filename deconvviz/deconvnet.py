@@ -115,8 +115,14 @@ class Deconvnet(Attribution):
         tape, value, activation = self._layer(layer, inputs)
         single, maps = feature_maps(activation, fmap)
         make = seeds(activation.to(tape.tensors[0].dtype), maps, position, seed)
-        pixels = [p.movedim(0, 1) for p in project(tape, value, make, maps.shape[1], self.overlap)]
-        pixels = [p[:, 0] if single else p.contiguous() for p in pixels]
+        pixels = project(tape, value, make, maps.shape[1], self.overlap)
+        if not (
+            tape.listed and all(p.dim() == activation.dim() for p in pixels)
+        ):  # pictures have no batch axis
+            pixels = [p.movedim(0, 1) for p in pixels]
+            pixels = [p[:, 0] if single else p.contiguous() for p in pixels]
+        elif single:
+            pixels = [p[0] for p in pixels]
         return pixels[0] if len(pixels) == 1 and not isinstance(inputs, tuple) else tuple(pixels)
 
     def strongest(self, layer: Layer, k: int = 1, *, inputs: Any = None) -> Tensor:

@@ -110,10 +110,12 @@ class Tape:
     versions: list[tuple[Tensor, int]] = field(default_factory=list)
     """The parameters used, with their version counters: an optimiser step makes the tape stale."""
     autocast: torch.dtype | None = None
+    listed: bool = False
+    """The inputs came in a list, as detectors take their pictures (C, H, W)."""
     complete: bool = False
     """The pass ran to its end (it was not stopped at a layer)."""
     content_read: bool = False
-    """The model looked at what a tensor holds (``if x.any()``, ``.item()``), so for other inputs it may run otherwise."""
+    """The model looked at what a tensor holds (``if x.any()``, ``.item()``): for other inputs it may run otherwise."""
 
     def counts(self) -> dict[str, int]:
         """How many times each module ran."""

@@ -322,9 +322,6 @@ def test_whole_detector():
     assert relative_error(pixels, expected[0, 1]) < TOLERANCE
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="pictures without a batch axis come back as (C, M, H, W)"
-)
 def test_several_maps_in_a_whole_detector():
     pixels, expected = project_in_detector(MAPS)
     assert relative_error(pixels, expected[0]) < TOLERANCE

@@ -95,6 +95,8 @@ class Capture(TorchFunctionMode, Places):
         tensors = [tensor for tensor in tensors if tensor.is_floating_point()]
         self.tape.inputs = [self._track(tensor) for tensor in tensors]
         self.tape.tensors = tuple(tensors)
+        if self._inputs is None:
+            self.tape.listed = any(isinstance(item, list) for item in arguments[0])
         if tensors and torch.is_autocast_enabled(tensors[0].device.type):
             self.tape.autocast = torch.get_autocast_dtype(tensors[0].device.type)
 
