@@ -741,3 +741,20 @@ def test_adaptive_max_pools_of_any_geometry(sizes):
     pool = layer("AdaptiveMaxPool", x, tuple(output for _, output in sizes))
     _, signal, back = projected(pool, x)
     assert_same(back, by_autograd(pool, [x], signal))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda buffer, x: buffer.copy_(x),
+        lambda buffer, x: (buffer.__setitem__((slice(None), 1), x[:, 2]), buffer)[1],
+        lambda buffer, x: buffer.index_copy_(1, torch.tensor([0, 2]), x[:, :2].to(buffer.dtype)),
+    ],
+)
+def test_a_buffer_of_another_dtype_does_not_round_the_signal(write):
+    def model(dtype):
+        return lambda x: write(torch.zeros(X.shape, dtype=dtype), x)
+
+    _, _, (rounded,) = projected(model(torch.bfloat16), X)
+    _, _, (exact,) = projected(model(X.dtype), X)
+    assert torch.equal(rounded, exact)

@@ -97,10 +97,15 @@ def observe_gradient(step: Step, values: Sequence[Value], inputs: Sequence[Tenso
     return run()
 
 
+BATCHED = frozenset(("sigmoid", "hardsigmoid", "softmax", "log_softmax", "special_expit"))
+"""Gradients that PyTorch takes at many signals at once; of others it may not."""
+
+
 def gradient(step: Step, signals: Signals, context: Context) -> Signals:
     """The plain gradient at the recorded inputs."""
     signal = next(signal for signal in signals if signal is not None)
-    return pull_back(step, signals, [kept.to(signal.dtype, copy=True) for kept in step.kept])
+    at = [kept.to(signal.dtype, copy=True) for kept in step.kept]
+    return pull_back(step, signals, at, one_by_one=step.operation not in BATCHED)
 
 
 def observe_random(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], run: Run) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -48,24 +49,55 @@ def add_back(step: Step, signals: Signals, context: Context) -> Signals:
     return [unbroadcast(signal, context.values[i].shape) for i in step.inputs]
 
 
-def pull_back(step: Step, signals: Signals, at: Sequence[Tensor]) -> Signals:
+ONE_BY_ONE = frozenset(("unfold", "bilinear"))
+"""Operations whose way back PyTorch can't batch: it would loop too, with a warning."""
+
+
+def _one_by_one(pull: Callable[..., Any]) -> Callable[..., Any]:
+    """``pull`` over the first axis, as ``vmap(pull)``."""
+
+    def every(signals: tuple[Tensor, ...]) -> Any:
+        backs = [pull(each) for each in zip(*signals, strict=True)]
+        return tuple(map(torch.stack, zip(*backs, strict=True)))
+
+    return every
+
+
+def pull_back(step: Step, signals: Signals, at: Sequence[Tensor], one_by_one: bool = False) -> Signals:
     """The vector-Jacobian product of a step at its inputs ``at``, for each of the M signals."""
     tracked = [i for i, value in enumerate(step.outputs) if value is not None]
     given = [signals[i] for i in tracked]
     count = next(len(signal) for signal in given if signal is not None)
+
+    step = _written_in(step, at[0].dtype)
 
     def function(*inputs: Tensor) -> tuple[Tensor, ...]:
         outputs = flatten(step.rerun(*inputs))
         return tuple(outputs[i] for i in tracked)
 
     outputs, pull = vjp(function, *at)[:2]
-    back: Signals = vmap(pull)(
+    every = _one_by_one(pull) if one_by_one or step.operation in ONE_BY_ONE else vmap(pull)
+    back: Signals = every(
         tuple(
             output.new_zeros(()).expand(count, *output.shape) if signal is None else signal.to(output.dtype)
             for signal, output in zip(given, outputs, strict=True)
         )
     )
     return back
+
+
+def _written_in(step: Step, dtype: torch.dtype) -> Step:
+    """The step with a constant that it overwrites in the dtype of the signals, which would be rounded to its own."""
+    where = step.written
+    arguments: Any = step.keywords if isinstance(where, str) else step.arguments
+    target = None if where is None else arguments[where]
+    if not isinstance(target, Tensor) or target.dtype == dtype or not target.is_floating_point():
+        return step
+    if isinstance(where, str):
+        return replace(step, keywords={**step.keywords, where: target.to(dtype)})
+    return replace(
+        step, arguments=tuple(target.to(dtype) if i == where else a for i, a in enumerate(arguments))
+    )
 
 
 def identity(step: Step, signals: Signals, context: Context) -> Signals:
