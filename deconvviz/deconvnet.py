@@ -116,13 +116,9 @@ class Deconvnet(Attribution):
         single, maps = feature_maps(activation, fmap)
         make = seeds(activation.to(tape.tensors[0].dtype), maps, position, seed)
         pixels = project(tape, value, make, maps.shape[1], self.overlap)
-        if not (
-            tape.listed and all(p.dim() == activation.dim() for p in pixels)
-        ):  # pictures have no batch axis
-            pixels = [p.movedim(0, 1) for p in pixels]
-            pixels = [p[:, 0] if single else p.contiguous() for p in pixels]
-        elif single:
-            pixels = [p[0] for p in pixels]
+        listed = tape.listed and all(p.dim() == activation.dim() for p in pixels)  # pictures (C, H, W)
+        pixels = [p if listed else p.movedim(0, 1) for p in pixels]
+        pixels = [p.select(0 if listed else 1, 0) if single else p.contiguous() for p in pixels]
         return pixels[0] if len(pixels) == 1 and not isinstance(inputs, tuple) else tuple(pixels)
 
     def strongest(self, layer: Layer, k: int = 1, *, inputs: Any = None) -> Tensor:
