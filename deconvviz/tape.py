@@ -87,8 +87,7 @@ class Step:
         return list(fill(list(self.arguments), inputs)), fill(self.keywords, inputs)
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One call of a module: which values went in and came out (``None``: a tensor not of the pass)."""
 
     name: str
