@@ -64,3 +64,7 @@ class WeightsError(DeconvvizError, ValueError):
 
 class CheckpointError(DeconvvizError, ValueError):
     """A checkpoint is damaged, cannot be written, or belongs to another model, layers or data."""
+
+
+class WindowFailed(DeconvvizError, RuntimeError):
+    """The model raised while a part of its input was covered."""

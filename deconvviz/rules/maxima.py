@@ -15,8 +15,9 @@ from deconvviz.switches import Switches, Windows, unpool
 from deconvviz.tape import Slot, Step, Value, fill
 
 
-def _pool(input: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
-          ceil_mode: bool = False, return_indices: bool = False) -> tuple[Any, ...]:  # fmt: skip
+def pool_arguments(input: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
+                   ceil_mode: bool = False, return_indices: bool = False) -> tuple[Any, ...]:  # fmt: skip
+    """A pool's kernel size, stride, padding, dilation and ceil mode, from the arguments of a call."""
     return kernel_size, stride or kernel_size, padding, dilation, ceil_mode
 
 
@@ -29,7 +30,7 @@ def observe_pool(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], 
         output, indices = pool(input, step.argument(1, "output_size"), return_indices=True)
         windows = Windows.adaptive(input.shape[-spatial:], output.shape[-spatial:])
     else:
-        *sizes, ceil_mode = _pool(*step.arguments, **step.keywords)
+        *sizes, ceil_mode = pool_arguments(*step.arguments, **step.keywords)
         output, indices = pool(input, *sizes, ceil_mode, return_indices=True)
         geometry = (tuple(each(item, spatial)) for item in sizes)
         windows = Windows.strided(input.shape[-spatial:], output.shape[-spatial:], *geometry)

@@ -1,0 +1,89 @@
+"""The clean pass of each image, if it can be computed again in part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from deconvviz.capture import require_module, watch
+from deconvviz.errors import DeconvvizError, UnsupportedModel
+from deconvviz.incremental import CleanPass
+from deconvviz.layers import Layer, find_call, locate
+from deconvviz.rules import EXACT, HIDDEN_CODE
+from deconvviz.tape import Tape
+
+IMPOSSIBLE = (DeconvvizError,)
+"""What :func:`clean_passes` raises where only whole passes give the right numbers."""
+
+
+def clean_passes(
+    function: Callable[..., Any], images: Tensor, additional: Sequence[Any] = (), layer: Layer | None = None
+) -> tuple[list[CleanPass], tuple[int, ...]]:
+    """Watch a pass for each of the images (N, C, *S).
+
+    Returns:
+        The passes; and the values of the model's output and, if asked for, of the layer's.
+
+    Raises:
+        UnsupportedModel: not a module; or the pass depends on what the image holds other than by operations
+            (``if x.any()``), on the other images (batch norm in train mode) or on chance, or can't be seen.
+    """
+    if not isinstance(function, nn.Module):
+        raise UnsupportedModel(
+            f"a {type(function).__name__} is no module, so its operations are not computed in part"
+        )
+    model = require_module(function)
+    if images.dim() < 3 or not images.is_floating_point():
+        raise UnsupportedModel(f"inputs {tuple(images.shape)} {images.dtype} are no images (N, C, *S)")
+    if any(isinstance(item, Tensor) for item in additional):
+        raise UnsupportedModel("an additional argument is a tensor, which may belong to one image")
+    passes: list[CleanPass] = []
+    found: tuple[int, ...] = ()
+    for image in images:
+        tape, output = watch(model, (image[None],), additional)
+        reason = _obstacle(tape, output)
+        if reason:
+            raise UnsupportedModel(reason)
+        wanted = [value for value in tape.calls[-1].outputs if value is not None]
+        if layer is not None:
+            call = find_call(tape, *locate(model, layer))
+            if len(call.outputs) != 1 or call.outputs[0] is None:
+                raise UnsupportedModel(
+                    f"layer {layer!r} gives {len(call.outputs)} tensors, or none of the pass"
+                )
+            wanted.append(call.outputs[0])
+        if found not in ((), tuple(wanted)):
+            raise UnsupportedModel("the pass takes another course for another image")
+        found = tuple(wanted)
+        passes.append(CleanPass(tape, wanted))
+    return passes, found
+
+
+def _obstacle(tape: Tape, output: Any) -> str | None:
+    """Why a pass can't be computed again in part."""
+    if (
+        not isinstance(output, Tensor)
+        or len(tape.calls[-1].outputs) != 1
+        or tape.calls[-1].outputs[0] is None
+    ):
+        return f"the model gives a {type(output).__name__}, or a tensor that does not depend on the image"
+    if output.dim() < 1 or len(output) != 1:
+        return f"the output {tuple(output.shape)} of one image has no batch axis"
+    if tape.content_read:
+        return "the model looks at what tensors hold, so it may run otherwise on a covered image"
+    for step in tape.steps:
+        place = f"layer {step.module!r}" if step.module else "the model"
+        if step.operation == HIDDEN_CODE:
+            return f"{place} hides its operations"
+        if step.derived:
+            return f"{place} computes a mask or an index from the image"
+        if step.operation == "batch_norm" and step.kind != EXACT:
+            return f"{place} takes its statistics from the batch"
+        if step.rule.rerun is not None and step.kept is not None and step.operation not in _NORMS:
+            return f"{place} draws random numbers"
+    return None
+
+
+_NORMS = frozenset(["batch_norm", "instance_norm", "group_norm", "layer_norm", "rms_norm", "normalize"])

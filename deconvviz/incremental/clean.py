@@ -1,0 +1,158 @@
+"""The pass without a patch: its steps, made cheaper where that changes nothing, and what every value holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from deconvviz.incremental.crops import CleanValue
+from deconvviz.rules import EXACT
+from deconvviz.tape import Slot, Step, Tape, flatten
+
+if TYPE_CHECKING:
+    from deconvviz.incremental.plan import Batch
+
+
+class CleanPass:
+    """A recorded pass of one image, ready to be computed again for patched copies of it.
+
+    Args:
+        tape: a complete pass of a single image (1, C, *S).
+        wanted: the values that will be asked for.
+    """
+
+    def __init__(self, tape: Tape, wanted: Sequence[int]) -> None:
+        self.tape, self.wanted = tape, tuple(wanted)
+        (self.input,) = tape.inputs
+        needed = {id(step) for value in wanted for step in tape.leading_to(value)}
+        self.steps = folded([step for step in tape.steps if id(step) in needed], self.wanted)
+        self.last = {value: i for i, step in enumerate(self.steps) for value in step.inputs}
+        self.contents = self._run(tape.tensors[0])
+        self._values: dict[tuple[int, tuple[int, ...]], CleanValue] = {}
+        self.wholes = [whole(self, step) for step in self.steps]
+
+    def shape(self, value: int | None) -> tuple[int, ...]:
+        """A value's shape."""
+        return () if value is None else tuple(self.tape.values[value].shape)
+
+    def value(self, value: int, axes: tuple[int, ...]) -> CleanValue:
+        """A value, to gather boxes from."""
+        if (value, axes) not in self._values:
+            self._values[value, axes] = CleanValue(self.contents[value], axes)
+        return self._values[value, axes]
+
+    def _run(self, image: Tensor) -> dict[int, Tensor]:
+        """Every value of the pass, channels_last where it can be."""
+        contents = {self.input: channels_last(image)}
+        with self.tape.context():
+            for step in self.steps:
+                outputs = flatten(step.rerun(*(contents[value] for value in step.inputs)))
+                contents.update({v: o for v, o in zip(step.outputs, outputs, strict=False) if v is not None})
+        return contents
+
+
+def whole(clean: CleanPass, step: Step) -> Callable[[Batch], Any]:
+    """Compute a step on whole values: as it was recorded if it treats axis 0 as a batch, else one by one."""
+    shapes = [clean.shape(value) for value in (*step.inputs, *step.outputs)]
+    batched = all(shape and shape[0] == 1 for shape in shapes) and _keeps_batch(step, shapes)
+    lacking = [not shape or shape[0] != 1 for shape in shapes]
+    inputs = len(step.inputs)
+
+    def run(batch: Batch) -> Any:
+        tensors = [batch.whole(value) for value in step.inputs]
+        if batched:
+            return step.rerun(*tensors)
+        single = [t if lack else t.unsqueeze(1) for t, lack in zip(tensors, lacking, strict=False)]
+        try:
+            outputs = vmap(lambda *each: tuple(flatten(step.rerun(*each))))(*single)
+        except (RuntimeError, ValueError, NotImplementedError):  # what vmap cannot follow, one by one
+            each = [flatten(step.rerun(*one)) for one in zip(*single, strict=True)]
+            outputs = tuple(torch.stack(parts) for parts in zip(*each, strict=True))
+        return [o if lack else o.squeeze(1) for o, lack in zip(outputs, lacking[inputs:], strict=False)]
+
+    return run
+
+
+_OF_RANK = frozenset(
+    f"{name}{n}d" for name in ("conv", "max_pool", "avg_pool", "adaptive_avg_pool") for n in (1, 2, 3)
+)
+_OF_ANY_RANK = frozenset((
+    "batch_norm", "group_norm", "instance_norm", "local_response_norm", "layer_norm", "relu", "relu6", "leaky_relu",
+    "prelu", "elu", "selu", "celu", "gelu", "silu", "hardswish", "mish", "softplus", "clamp", "hardtanh", "sigmoid",
+    "hardsigmoid", "tanh", "linear", "dropout", "contiguous", "add", "sub", "mul", "div", "interpolate",
+))  # fmt: skip
+"""Operations that treat axis 0 as the batch's: the first ones of an input of their own rank."""
+
+
+def _keeps_batch(step: Step, shapes: Sequence[Sequence[int]]) -> bool:
+    """Whether a recorded step can be called on a batch of values of ``shapes``, whose batch axis is 1."""
+    rank = len(shapes[0])
+    if step.operation == "flatten":
+        return int(step.argument(1, "start_dim", 0)) % rank > 0
+    if step.operation in ("cat", "softmax", "log_softmax"):
+        dim = step.argument(1, "dim", 0)
+        return dim is not None and dim % rank > 0 and all(len(shape) == rank for shape in shapes)
+    if step.operation in _OF_RANK:
+        return rank == int(step.operation[-2]) + 2
+    if step.operation not in _OF_ANY_RANK or (step.operation == "dropout" and step.kept is not None):
+        return False
+    constants = flatten([step.arguments, step.keywords])
+    if step.operation in ("add", "sub", "mul", "div"):
+        return all(len(s) == rank for s in shapes) and all(
+            c.dim() < rank or (c.dim() == rank and c.shape[0] == 1) for c in constants
+        )
+    return rank > 1
+
+
+def folded(steps: Sequence[Step], wanted: Sequence[int]) -> list[Step]:
+    """The steps with each batch norm that alone follows a convolution folded into its weights."""
+    consumers: dict[int, list[Step]] = {}
+    for step in steps:
+        for value in step.inputs:
+            consumers.setdefault(value, []).append(step)
+    kept: list[Step] = []
+    gone: set[int] = set()
+    for step in steps:
+        if id(step) in gone:
+            continue
+        after = consumers.get(step.outputs[0] if step.outputs[0] is not None else -1, [])
+        if (
+            step.operation in ("conv1d", "conv2d", "conv3d")
+            and len(after) == 1
+            and after[0].operation == "batch_norm"
+            and after[0].kind == EXACT
+            and step.outputs[0] not in wanted
+            and isinstance(step.argument(0, "input"), Slot)
+        ):
+            gone.add(id(after[0]))
+            step = _fold(step, after[0])
+        kept.append(step)
+    return kept
+
+
+def _fold(step: Step, norm: Step) -> Step:
+    weight, bias = step.argument(1, "weight"), step.argument(2, "bias")
+    mean, variance, gamma, beta = (
+        norm.argument(1 + i, name) for i, name in enumerate(("running_mean", "running_var", "weight", "bias"))
+    )
+    scale = (variance.double() + norm.argument(7, "eps", 1e-5)).rsqrt()
+    scale = scale if gamma is None else scale * gamma.detach()
+    shift = -mean.double() if bias is None else bias.detach() - mean.double()
+    shift = shift * scale if beta is None else shift * scale + beta.detach()
+    new_weight = (weight.detach() * scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
+    rest = [
+        step.argument(3 + i, name, default)
+        for i, (name, default) in enumerate((("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1)))
+    ]
+    arguments = (Slot(0), new_weight, shift.to(weight.dtype), *rest)
+    return replace(step, arguments=arguments, keywords={}, outputs=norm.outputs, written=None)
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """(N, C, H, W) with each pixel's channels together; others as they are."""
+    return images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images

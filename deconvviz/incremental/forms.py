@@ -1,0 +1,369 @@
+"""How each operation is computed only where a patch changed its input: one table, :data:`FORMS`.
+
+A form looks at a recorded step once for a whole sweep and either returns a :class:`Work`, which computes boxes
+from boxes, or ``None``: then the step is computed on whole values, which is right for every operation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deconvviz.incremental.crops import from_rows, to_rows
+from deconvviz.incremental.regions import Region, union
+from deconvviz.rules.linear import each
+from deconvviz.rules.maxima import pool_arguments
+from deconvviz.tape import Slot, Step, flatten
+
+if TYPE_CHECKING:
+    from deconvviz.incremental.plan import Batch, Plan
+
+
+@dataclass
+class Work:
+    """What computes a step's outputs for one batch of windows."""
+
+    regions: Sequence[Region | None]
+    """Of each output: its boxes, or ``None`` where the work gives whole values (B, ...)."""
+    run: Callable[[Batch], Any]
+    fresh: bool = True
+    """The outputs are new tensors, so an operation may overwrite them."""
+
+
+Form = Callable[["Plan", Step], Work | None]
+
+
+def filtered(plan: Plan, step: Step) -> Work | None:
+    """A convolution, from the boxes it reads, padding included."""
+    region, weight = plan.region(step.inputs[0]), step.argument(1, "weight")
+    n = weight.dim() - 2
+    bias, stride, padding, dilation, groups = (
+        step.argument(2 + i, name, default)
+        for i, (name, default) in enumerate(
+            (("bias", None), ("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1))
+        )
+    )
+    if not _first_alone(step) or not _trailing(region, n):
+        return None
+    stride, dilation = each(stride, n), each(dilation, n)
+    kernel = [d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    before = (
+        _same_padding(kernel) if padding == "same" else [0] * n if padding == "valid" else each(padding, n)
+    )
+    space = plan.shape(step.outputs[0])[2:]
+    out = region.through(kernel, stride, before, space)
+    wanted = out.read_by(kernel, stride, before)
+    convolve = getattr(F, f"conv{n}d")
+
+    def run(batch: Batch) -> Tensor:
+        boxes = batch.read(step.inputs[0], wanted)
+        return convolve(boxes, weight, bias, stride, 0, dilation, groups)
+
+    return Work([out], run)
+
+
+def max_pooled(plan: Plan, step: Step) -> Work | None:
+    """A max pool: the padding is -inf."""
+    n = int(step.operation.removesuffix("_with_indices")[-2])
+    region, (*sizes, _) = plan.region(step.inputs[0]), pool_arguments(*step.arguments, **step.keywords)
+    if not _trailing(region, n) or len(step.outputs) > 1:
+        return None
+    kernel_size, stride, padding, dilation = (each(item, n) for item in sizes)
+    kernel = [d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True)]
+    out = region.through(kernel, stride, padding, plan.shape(step.outputs[0])[2:])
+    wanted = out.read_by(kernel, stride, padding)
+    pool = getattr(F, f"max_pool{n}d")
+
+    def run(batch: Batch) -> Tensor:
+        boxes = batch.read(step.inputs[0], wanted, fill=-math.inf)
+        return pool(boxes, kernel_size, stride, 0, dilation)
+
+    return Work([out], run)
+
+
+def _average(input: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
+             count_include_pad: bool = True, divisor_override: Any = None) -> tuple[Any, ...]:  # fmt: skip
+    return kernel_size, stride or kernel_size, padding, count_include_pad, divisor_override
+
+
+def average_pooled(plan: Plan, step: Step) -> Work | None:
+    """An average pool: a sum over the zero-padded window, divided by what PyTorch divides by at that place."""
+    n = int(step.operation[-2])
+    *sizes, padded, divisor = _average(*step.arguments, **step.keywords)
+    kernel, stride, padding = (each(item, n) for item in sizes)
+    return _averaged(plan, step, kernel, stride, padding, padded, divisor)
+
+
+def _averaged(plan: Plan, step: Step, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+              count_padding: bool, divisor: int | None) -> Work | None:  # fmt: skip
+    n, region = len(kernel), plan.region(step.inputs[0])
+    if not _trailing(region, n):
+        return None
+    space = plan.shape(step.outputs[0])[2:]
+    out = region.through(kernel, stride, padding, space)
+    wanted = out.read_by(kernel, stride, padding)
+    pool = getattr(F, f"avg_pool{n}d")
+    factors: list[np.ndarray] = []
+    for o, k, s, p, extent in zip(space, kernel, stride, padding, region.space, strict=True):
+        start = np.arange(o) * s - p
+        end = np.minimum(start + k, extent + p)
+        if not count_padding:
+            start, end = np.maximum(start, 0), np.minimum(end, extent)
+        factors.append(np.ones(o) if divisor else k / (end - start))
+    scale = math.prod(kernel) / divisor if divisor else 1.0
+
+    def run(batch: Batch) -> Tensor:
+        output = pool(batch.read(step.inputs[0], wanted), kernel, stride) * scale
+        for axis, (factor, size) in enumerate(zip(factors, out.size, strict=True)):
+            if (factor != 1).any():
+                values = factor[out.firsts[axis][:, None] + np.arange(size)]
+                shape = [len(values), 1, *[size if a == axis else 1 for a in range(n)]]
+                output *= torch.from_numpy(values.reshape(shape)).to(output)
+        return output
+
+    return Work([out], run)
+
+
+def adaptive(plan: Plan, step: Step) -> Work | None:
+    """To one cell: by differences. To as many as there are: nothing. To a divisor of them: an average pool."""
+    n, region = int(step.operation[-2]), plan.region(step.inputs[0])
+    space = plan.shape(step.outputs[0])[-n:]
+    if not _trailing(region, n):
+        return None
+    if all(o == 1 for o in space):
+        return _global_mean(plan, step)
+    if space == region.space:
+        return Work([region], lambda batch: batch.crops(step.inputs[0]), fresh=False)
+    if any(i % o for i, o in zip(region.space, space, strict=True)):
+        return None
+    kernel = [i // o for i, o in zip(region.space, space, strict=True)]
+    return _averaged(plan, step, kernel, kernel, [0] * n, True, None)
+
+
+def averaged(plan: Plan, step: Step) -> Work | None:
+    """A mean over all of the spatial axes, and no other."""
+    region, dims = plan.region(step.inputs[0]), step.argument(1, "dim")
+    dims = (dims,) if isinstance(dims, int) else dims
+    rank = len(plan.shape(step.inputs[0]))
+    if dims is None or step.keywords.get("dtype") or {d % rank for d in dims} != set(region.axes):
+        return None
+    return _global_mean(plan, step)
+
+
+def _global_mean(plan: Plan, step: Step) -> Work:
+    """The clean mean, and the mean of what changed."""
+    value, shape = step.inputs[0], plan.shape(step.outputs[0])
+    region, clean = plan.region(value), plan.clean.contents[step.outputs[0] or 0]
+
+    def run(batch: Batch) -> Tensor:
+        change = batch.crops(value) - batch.clean_crops(value)
+        mean = change.sum(region.axes) / math.prod(region.space)
+        return clean + mean.view(-1, *shape[1:])
+
+    return Work([None], run)
+
+
+def pointwise(plan: Plan, step: Step) -> Work | None:
+    """Each cell from the same cell of every operand; constants are the same in every cell."""
+    rank = len(plan.shape(step.outputs[0]))
+    regions = [plan.region(value) for value in step.inputs]
+    if any(r.axes != regions[0].axes or r.space != regions[0].space for r in regions[1:]) or any(
+        len(plan.shape(value)) != rank for value in step.inputs
+    ):
+        return None
+    for constant in flatten([step.arguments, step.keywords]):
+        shape = [1] * (rank - constant.dim()) + list(constant.shape)
+        if len(shape) > rank or any(shape[axis] != 1 for axis in (0, *regions[0].axes)):
+            return None
+    return _on_cells(plan, step, union(regions))
+
+
+def channelwise(plan: Plan, step: Step) -> Work | None:
+    """Each cell from the channels of that cell: batch norm, and what works along an axis that isn't spatial."""
+    region, rank = plan.region(step.inputs[0]), len(plan.shape(step.inputs[0]))
+    mixed = {
+        "layer_norm": lambda: range(rank - len(step.argument(1, "normalized_shape")), rank),
+        "rms_norm": lambda: range(rank - len(step.argument(1, "normalized_shape")), rank),
+        "linear": lambda: (rank - 1,),
+        "softmax": lambda: (step.argument(1, "dim", None),),
+        "log_softmax": lambda: (step.argument(1, "dim", None),),
+        "glu": lambda: (step.argument(1, "dim", -1),),
+    }.get(step.operation, lambda: (1,))()
+    if not _first_alone(step) or None in mixed or {d % rank for d in mixed} & {0, *region.axes}:
+        return None
+    return _on_cells(plan, step, region)
+
+
+def _on_cells(plan: Plan, step: Step, region: Region) -> Work:
+    """Call a step on boxes as it would be on whole values; in place if nobody else needs what it overwrites."""
+    in_place = step.written is not None and plan.may_overwrite(step)
+
+    def run(batch: Batch) -> Any:
+        boxes = [batch.read(value, region) for value in step.inputs]
+        if not in_place:
+            return step.rerun(*boxes)
+        arguments, keywords = step.filled(boxes)
+        return step.function(*arguments, **keywords)
+
+    return Work([region], run)
+
+
+def concatenated(plan: Plan, step: Step) -> Work | None:
+    """Along channels, over the boxes that hold all of the terms'."""
+    regions = [plan.region(value) for value in step.inputs]
+    rank, dim = len(plan.shape(step.outputs[0])), step.argument(1, "dim", 0)
+    terms = step.argument(0, "tensors")
+    if (
+        dim % rank in (0, *regions[0].axes)
+        or any(not isinstance(item, Slot) for item in terms)
+        or any(r.axes != regions[0].axes for r in regions[1:])
+    ):
+        return None
+    region = union(regions)
+
+    def run(batch: Batch) -> Tensor:
+        return torch.cat([batch.read(value, region) for value in step.inputs], dim)
+
+    return Work([region], run)
+
+
+def rearranged(plan: Plan, step: Step) -> Work | None:
+    """Axes moved, added or dropped, channels chosen or split: found by moving extents that occur nowhere else."""
+    region, shape = plan.region(step.inputs[0]), list(plan.shape(step.inputs[0]))
+    if not _first_alone(step):
+        return None
+    marks = [100_003 + 2 * i for i in range(len(region.axes))]
+    for axis, mark in zip(region.axes, marks, strict=True):
+        shape[axis] = mark
+    try:
+        outputs = flatten(step.call(torch.empty(shape, device="meta")))
+    except (RuntimeError, IndexError, NotImplementedError):
+        return None
+    regions = []
+    for output in outputs:
+        sizes = list(output.shape)
+        if not sizes or sizes[0] != 1 or any(sizes.count(mark) != 1 for mark in marks):
+            return None
+        axes = tuple(sizes.index(mark) for mark in marks)
+        if 0 in axes or list(axes) != sorted(axes):
+            return None
+        regions.append(region.at(axes))
+    return Work(regions, lambda batch: step.call(batch.crops(step.inputs[0])), fresh=False)
+
+
+def reshaped(plan: Plan, step: Step) -> Work | None:
+    """Channels regrouped (a channel shuffle's views), the spatial axes kept."""
+    region = plan.region(step.inputs[0])
+    old, new = plan.shape(step.inputs[0]), plan.shape(step.outputs[0])
+    axes = _kept_axes(old, new, region.axes)
+    if axes is None or not _first_alone(step) or not new or new[0] != 1:
+        return None
+    rest = [n for axis, n in enumerate(new) if axis not in (0, *axes)]
+
+    def run(batch: Batch) -> Tensor:
+        rows = to_rows(batch.crops(step.inputs[0]), region.axes)
+        return from_rows(rows.reshape(len(rows), *region.size, *rest), axes)
+
+    return Work([region.at(axes)], run, fresh=False)
+
+
+def _kept_axes(old: Sequence[int], new: Sequence[int], axes: Sequence[int]) -> tuple[int, ...] | None:
+    """Where a reshape from ``old`` to ``new`` leaves ``axes``, each with as many elements before as after it."""
+    kept = []
+    for axis in axes:
+        before = math.prod(old[:axis])
+        places = [a for a, n in enumerate(new) if n == old[axis] and math.prod(new[:a]) == before]
+        if len(places) != 1 or old[axis] == 1:
+            return None
+        kept.append(places[0])
+    return tuple(kept)
+
+
+def unchanged(plan: Plan, step: Step) -> Work | None:
+    """What gives the same content (contiguous, dropout in eval mode)."""
+    region = plan.region(step.inputs[0])
+    if plan.shape(step.outputs[0]) != plan.shape(step.inputs[0]) or not _first_alone(step):
+        return None
+    return Work([region], lambda batch: batch.crops(step.inputs[0]), fresh=False)
+
+
+def dropped(plan: Plan, step: Step) -> Work | None:
+    """Dropout: in eval mode nothing."""
+    return unchanged(plan, step) if step.kept is None else None
+
+
+def padded(plan: Plan, step: Step) -> Work | None:
+    """Constant padding moves the boxes."""
+    region, pads = plan.region(step.inputs[0]), list(step.argument(1, "pad"))
+    rank, mode = len(plan.shape(step.inputs[0])), step.argument(2, "mode", "constant")
+    before = [pads[2 * (rank - 1 - a)] if 2 * (rank - 1 - a) < len(pads) else 0 for a in range(rank)]
+    if mode != "constant" or min(pads) < 0 or any(before[a] for a in range(rank) if a not in region.axes):
+        return None
+    old, new = plan.shape(step.inputs[0]), plan.shape(step.outputs[0])
+    if any(old[a] != new[a] for a in range(rank) if a not in region.axes):
+        return None
+    out = region.grown_by([before[a] for a in region.axes], [new[a] for a in region.axes])
+    return Work([out], lambda batch: batch.crops(step.inputs[0]), fresh=False)
+
+
+def enlarged(plan: Plan, step: Step) -> Work | None:
+    """Nearest-neighbour interpolation by a whole factor."""
+    region = plan.region(step.inputs[0])
+    old, new = plan.shape(step.inputs[0])[2:], plan.shape(step.outputs[0])[2:]
+    nearest = step.argument(3, "mode", "nearest") in ("nearest", "nearest-exact")
+    if not nearest or not _trailing(region, len(new)) or any(b % a for a, b in zip(old, new, strict=True)):
+        return None
+    factor = [b // a for a, b in zip(old, new, strict=True)]
+    size = tuple(n * k for n, k in zip(region.size, factor, strict=True))
+    out = Region(region.axes, tuple(new), size, region.firsts * np.asarray(factor)[:, None])
+    return Work([out], lambda batch: F.interpolate(batch.crops(step.inputs[0]), size))
+
+
+def _first_alone(step: Step) -> bool:
+    """Whether one value goes in, as the first argument."""
+    return len(step.inputs) == 1 and isinstance(step.argument(0, "input"), Slot)
+
+
+def _trailing(region: Region, n: int) -> bool:
+    """Whether the spatial axes are the ``n`` behind batch and channels."""
+    return region.axes == tuple(range(2, 2 + n))
+
+
+def _same_padding(kernel: Sequence[int]) -> list[int]:
+    return [(k - 1) // 2 for k in kernel]
+
+
+_ROWS: list[tuple[str, Form]] = [
+    ("conv1d conv2d conv3d", filtered),
+    ("max_pool1d max_pool2d max_pool3d", max_pooled),
+    ("avg_pool1d avg_pool2d avg_pool3d", average_pooled),
+    ("adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d", adaptive),
+    ("mean", averaged),
+    (
+        "relu relu6 leaky_relu elu selu celu gelu silu hardswish mish softplus clamp clip clamp_min hardtanh "
+        "threshold sigmoid hardsigmoid tanh hardshrink softshrink softsign logsigmoid neg exp log sqrt abs pow square "
+        "add sub rsub mul div where maximum minimum type float double half bfloat16",
+        pointwise,
+    ),
+    ("batch_norm prelu layer_norm rms_norm linear softmax log_softmax glu local_response_norm", channelwise),
+    ("cat concat concatenate", concatenated),
+    (
+        "permute transpose movedim moveaxis swapaxes swapdims squeeze unsqueeze getitem chunk split narrow select "
+        "tensor_split unbind index_select",
+        rearranged,
+    ),
+    ("view reshape flatten unflatten", reshaped),
+    ("contiguous clone", unchanged),
+    ("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout", dropped),
+    ("pad", padded),
+    ("interpolate", enlarged),
+]
+
+FORMS: dict[str, Form] = {name: form for names, form in _ROWS for name in names.split()}

@@ -1,0 +1,289 @@
+"""Occlusion: how much a model's output falls when a part of its input is covered (paper figure 7).
+
+A window slides over the input; what is under it is replaced by a baseline, and the output's fall is put where the
+window was, averaged where windows overlap. The numbers are those of ``captum.attr.Occlusion``; for a module whose
+input is an image only what each window changed is computed again (:mod:`deconvviz.incremental`), which is exact.
+
+An output that falls says that the model used what was covered, or that the patch looks like something else to it:
+try a second fill (``baselines="blur"``) before believing a map.
+
+>>> import torch
+>>> from torch import nn
+>>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(784, 5)).eval()
+>>> OcclusionSensitivity(model).attribute(torch.rand(1, 3, 16, 16), (3, 4, 4), (3, 2, 2), target=1).shape
+torch.Size([1, 3, 16, 16])
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from captum._utils.common import (
+    _expand_additional_forward_args,
+    _expand_target,
+    _format_additional_forward_args,
+    _format_tensor_into_tuples,
+    _run_forward,
+    _select_targets,
+)
+from captum.attr import PerturbationAttribution
+from captum.attr._utils.common import _format_and_verify_sliding_window_shapes, _format_and_verify_strides
+from captum.log import log_usage
+from torch import Tensor, nn
+
+from deconvviz.capture import left_as_found
+from deconvviz.clean_passes import IMPOSSIBLE, clean_passes
+from deconvviz.errors import InvalidInput, UnsupportedModel
+from deconvviz.fills import filled
+from deconvviz.inputs import require_finite
+from deconvviz.shards import gathered, own_share
+from deconvviz.sweep import ChangedParts, WholePasses, sweep
+from deconvviz.units import require
+from deconvviz.windows import Windows
+
+ENGINES = ("auto", "incremental", "full")
+
+
+class OcclusionSensitivity(PerturbationAttribution):
+    """Covers parts of the input of ``forward_func``; as ``captum.attr.Occlusion``, several times as fast.
+
+    Args:
+        forward_func: any callable; a module that takes one image tensor and whose operations can be seen is
+            computed incrementally.
+        engine: ``"incremental"`` computes only what changed, ``"full"`` calls the model, ``"auto"`` takes what
+            measures fastest.
+        autocast: the dtype to compute in, e.g. ``torch.bfloat16``, or ``None``.
+        shard: share the windows among the processes of ``torch.distributed``; each gets the whole result.
+
+    Raises:
+        InvalidInput: an unknown option.
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        *,
+        engine: str = "auto",
+        autocast: torch.dtype | None = None,
+        shard: bool = False,
+    ) -> None:
+        if not callable(forward_func):
+            raise UnsupportedModel(
+                f"forward_func is a {type(forward_func).__name__}; expected a module or a function of the inputs"
+            )
+        PerturbationAttribution.__init__(self, forward_func)
+        require("engine", engine, ENGINES)
+        self.engine, self.autocast, self.shard = engine, autocast, shard
+
+    @log_usage(part_of_slo=True)
+    @torch.no_grad()
+    def attribute(
+        self,
+        inputs: Any,
+        sliding_window_shapes: Any = None,
+        strides: Any = None,
+        baselines: Any = None,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        perturbations_per_eval: int | str = "auto",
+        show_progress: bool = False,
+        *,
+        masks: Tensor | tuple[Tensor, ...] | None = None,
+    ) -> Any:
+        """The fall of the output, where it was covered.
+
+        Args:
+            inputs: a tensor (N, ...) or a tuple of them.
+            sliding_window_shapes: the window's extent on every axis but the batch's, (3, 32, 32) for all channels
+                of a picture; a tuple of these for several inputs.
+            strides: the step of the window on these axes, or one for all; at most the window's extent.
+            baselines: what covers: a number, a tensor, ``"mean"``, ``"blur"``, ``"noise"``, a function of the
+                inputs (:func:`~deconvviz.fills.filled`), or a tuple of these.
+            target: which output, in any form that captum takes.
+            additional_forward_args: what else the model takes; tensors have the inputs' batch axis.
+            perturbations_per_eval: windows in one call of the model; by default what measures fastest and fits.
+            show_progress: show a bar.
+            masks: instead of a sliding window, parts of any shape: (W, *S) or (W, C, *S), true where it covers
+                (:func:`~deconvviz.windows.circles`, :func:`~deconvviz.windows.segments`).
+
+        Returns:
+            A tensor of the inputs' shape, or a tuple of them: positive where the output fell. If the output is
+            one number for a whole batch, the first axis is 1.
+
+        Raises:
+            InvalidInput, which is an ``AssertionError`` too: windows or strides that captum rejects, and others
+                that make no sense.
+            WindowFailed: the model raised; the message has the window's number.
+        """
+        tensors = _format_tensor_into_tuples(inputs)
+        for tensor in tensors:
+            if tensor.is_floating_point():
+                require_finite(tensor)
+        windows = _windows(tensors, sliding_window_shapes, strides, masks)
+        baselines = baselines if isinstance(baselines, tuple) else (baselines,) * len(tensors)
+        if len(baselines) != len(tensors):
+            raise InvalidInput(f"there are {len(baselines)} baselines for {len(tensors)} inputs")
+        fills = [filled(tensor, fill) for tensor, fill in zip(tensors, baselines, strict=True)]
+        additional = _format_additional_forward_args(additional_forward_args)
+        with self._context(tensors):
+            model = _Selected(self.forward_func, target, additional)
+            clean = model.clean(tensors)
+            batch = _batch(perturbations_per_eval, model, tensors, clean)
+            results = []
+            for i, (tensor, fill) in enumerate(zip(tensors, fills, strict=True)):
+                falls = self._falls(model, tensors, i, windows[i], fill, clean, batch, show_progress)
+                results.append(_averaged(windows[i], falls, tensor, clean))
+        return tuple(results) if isinstance(inputs, tuple) else results[0]
+
+    def _falls(
+        self,
+        model: _Selected,
+        tensors: tuple[Tensor, ...],
+        i: int,
+        windows: Windows,
+        fill: Tensor,
+        clean: Tensor,
+        batch: int | None,
+        show_progress: bool,
+    ) -> Tensor:
+        """(W, R): how much each of the clean output's R numbers falls under each window."""
+
+        def whole(inputs: tuple[Tensor, ...], count: int) -> Tensor:
+            return clean.reshape(1, -1) - model.run(inputs, count).reshape(count, -1)
+
+        changed = self._changed(model, tensors, windows, fill, clean) if len(tensors) == 1 else None
+        layouts = (
+            (False, True) if tensors[i].dim() == 4 and isinstance(model.function, nn.Module) else (False,)
+        )
+        passes = [WholePasses(whole, tensors, i, windows, fill, layout) for layout in layouts]
+        falls = torch.zeros(len(windows), clean.numel(), dtype=torch.float64)
+        order = own_share(windows.order(), self.shard)
+        device = tensors[i].device.type
+        engines = [] if changed is not None and self.engine == "incremental" else passes
+        for chosen, fall in sweep(changed, engines, order, batch, device, show_progress):
+            falls[chosen] = fall.double().cpu()
+        return gathered(falls, self.shard)
+
+    def _changed(
+        self, model: _Selected, tensors: tuple[Tensor, ...], windows: Windows, fill: Tensor, clean: Tensor
+    ) -> ChangedParts | None:
+        """The incremental engine, if it is wanted and possible."""
+        if self.engine == "full":
+            return None
+        try:
+            if not clean.dim() or len(clean) != len(tensors[0]):
+                raise UnsupportedModel("the output has no batch axis")
+            passes, (output,) = clean_passes(model.function, tensors[0], model.additional or ())
+        except IMPOSSIBLE as error:
+            if self.engine == "incremental":
+                raise UnsupportedModel(f"{error}: use engine='full' or 'auto'") from error
+            return None
+        reference = model.select(torch.cat([p.contents[output] for p in passes]), 1).reshape(1, -1)
+
+        def fall(batches: Sequence[Any], count: int) -> Tensor:
+            outputs = torch.stack([batch.whole(output) for batch in batches], 1).flatten(0, 1)
+            return reference - model.select(outputs, count).reshape(count, -1)
+
+        return ChangedParts(passes, tensors[0], windows, fill, fall)
+
+    @contextlib.contextmanager
+    def _context(self, tensors: Sequence[Tensor]) -> Any:
+        """The model is put back as found; autocast if asked for."""
+        with contextlib.ExitStack() as stack:
+            if isinstance(self.forward_func, nn.Module):
+                stack.enter_context(left_as_found(self.forward_func))
+            if self.autocast is not None:
+                stack.enter_context(torch.autocast(tensors[0].device.type, self.autocast))
+            yield
+
+
+class _Selected:
+    """A function with its additional arguments and the target of its output, for any number of copies of the inputs."""
+
+    def __init__(self, function: Callable[..., Any], target: Any, additional: tuple[Any, ...] | None) -> None:
+        self.function, self.target, self.additional = function, target, additional
+
+    def clean(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """The selected outputs of the inputs as they are."""
+        return self.run(inputs, 1)
+
+    def run(self, inputs: tuple[Tensor, ...], count: int) -> Tensor:
+        """The selected outputs of ``count`` copies of the inputs."""
+        additional = self.additional
+        if additional is not None and count > 1:
+            additional = _expand_additional_forward_args(additional, count)
+        output = _run_forward(self.function, inputs, self._targets(count), additional)
+        if isinstance(output, Tensor):
+            return output
+        if isinstance(output, (int, float)):
+            return torch.tensor(output)
+        raise InvalidInput(f"forward_func gives a {type(output).__name__}; expected a tensor or a number")
+
+    def select(self, outputs: Tensor, count: int) -> Tensor:
+        """The target's numbers in raw outputs of ``count`` copies."""
+        return _select_targets(outputs, self._targets(count))
+
+    def _targets(self, count: int) -> Any:
+        return self.target if count == 1 else _expand_target(self.target, count)
+
+
+def _windows(tensors: tuple[Tensor, ...], shapes: Any, strides: Any, masks: Any) -> list[Windows]:
+    """The windows over each input, checked as captum does."""
+    if masks is not None:
+        if shapes is not None or strides is not None:
+            raise InvalidInput("both masks and sliding_window_shapes or strides are given: choose one")
+        stacks = masks if isinstance(masks, tuple) else (masks,)
+        if len(stacks) != len(tensors):
+            raise InvalidInput(f"there are {len(stacks)} stacks of masks for {len(tensors)} inputs")
+        return [Windows.covering(t.shape[1:], stack) for t, stack in zip(tensors, stacks, strict=True)]
+    if shapes is None:
+        raise InvalidInput("sliding_window_shapes is missing: give (3, 32, 32) for a picture, or masks")
+    try:
+        strides = _format_and_verify_strides(strides, tensors)
+        shapes = _format_and_verify_sliding_window_shapes(shapes, tensors)
+    except (AssertionError, TypeError, IndexError) as error:
+        raise InvalidInput(str(error)) from error
+    windows = []
+    for tensor, extent, stride in zip(tensors, shapes, strides, strict=True):
+        shape = tuple(tensor.shape[1:])
+        step = (stride,) * len(shape) if isinstance(stride, int) else stride
+        for n, window, s in zip(shape, extent, step, strict=True):
+            if not 1 <= window <= n:
+                raise InvalidInput(
+                    f"the window {tuple(extent)} does not fit an input {shape}: expected 1 to its extent"
+                )
+            if s < 1 or (window < n and s > window):
+                raise InvalidInput(
+                    f"the stride {tuple(step)} for windows {tuple(extent)} leaves gaps: expected 1 to their extent"
+                )
+        windows.append(Windows.sliding(shape, extent, step))
+    return windows
+
+
+def _batch(asked: Any, model: _Selected, tensors: tuple[Tensor, ...], clean: Tensor) -> int | None:
+    """Windows in a batch; ``None`` to find out. An output that does not grow with the batch takes them one by one."""
+    if asked != "auto" and (isinstance(asked, bool) or not isinstance(asked, int) or asked < 1):
+        raise InvalidInput(f"perturbations_per_eval is {asked!r}; expected 'auto' or an int from 1 on")
+    if asked == 1:
+        return 1
+    twice = model.run(tuple(t.repeat(2, *[1] * (t.dim() - 1)) for t in tensors), 2) if clean.dim() else clean
+    if clean.dim() and twice.dim() and len(twice) == 2 * len(clean):
+        return None if asked == "auto" else asked
+    if asked == "auto":
+        return 1
+    raise InvalidInput(
+        f"perturbations_per_eval is {asked}, but the output {tuple(clean.shape)} of {len(tensors[0])} inputs is "
+        f"{tuple(twice.shape)} for twice as many, so it does not grow with the batch: use 1 or 'auto'"
+    )
+
+
+def _averaged(windows: Windows, falls: Tensor, tensor: Tensor, clean: Tensor) -> Tensor:
+    """(R, *shape): the mean fall of the windows that covered each element."""
+    total = torch.zeros(clean.numel(), *tensor.shape[1:], dtype=torch.float64)
+    counts = torch.zeros(1, *tensor.shape[1:], dtype=torch.float64)
+    windows.spread(falls, total, counts)
+    dtype = torch.float64 if clean.dtype == torch.float64 else torch.float32
+    return (total / counts).to(tensor.device, dtype)

@@ -1,0 +1,207 @@
+"""Run a model on many windows of its input: by which engine, in what batches, and what to do when one fails.
+
+Two kinds of engine give the same numbers. :class:`WholePasses` calls the model on covered copies of the input;
+:class:`ChangedParts` computes again only what each window changed. Every batch is work done: the first ones are
+timed, and the faster engine and batch size go on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from deconvviz.errors import WindowFailed
+from deconvviz.incremental import Batch, CleanPass, Plan
+from deconvviz.memory import out_of_memory
+from deconvviz.windows import Windows
+
+FIRST_BATCH = 16
+LARGEST_BATCH = {"cpu": 128}
+"""Windows in a batch: to begin with, and at most (512 on an accelerator)."""
+WORTH_GROWING = 1.03
+"""The gain in speed for which a batch is doubled again."""
+SURE = 1.5
+"""From this saving of multiply-adds on, whole passes are not even tried."""
+Chosen = NDArray[np.int64]
+
+
+class Engine(Protocol):
+    """Evaluates windows."""
+
+    def evaluate(self, chosen: Chosen) -> Any:
+        """The results of the windows ``chosen``, one row each."""
+
+
+class WholePasses:
+    """Calls ``run`` on copies of the inputs (B * N, ...), each of the B windows covered in all N images."""
+
+    def __init__(
+        self,
+        run: Callable[[tuple[Tensor, ...], int], Any],
+        inputs: Sequence[Tensor],
+        covered: int,
+        windows: Windows,
+        fill: Tensor,
+        channels_last: bool = False,
+    ) -> None:
+        self._run, self._inputs, self._covered = run, tuple(inputs), covered
+        self._windows, self._fill, self._channels_last = windows, fill, channels_last
+
+    def evaluate(self, chosen: Chosen) -> Any:
+        """See :class:`Engine`."""
+        copies = [
+            self._windows.cover(tensor, self._fill, chosen)
+            if i == self._covered
+            else tensor.repeat(len(chosen), *[1] * (tensor.dim() - 1))
+            for i, tensor in enumerate(self._inputs)
+        ]
+        if self._channels_last:
+            copies[self._covered] = copies[self._covered].contiguous(memory_format=torch.channels_last)
+        return self._run(tuple(copies), len(chosen))
+
+
+class ChangedParts:
+    """Computes again what the windows changed in each image's clean pass; ``finish`` makes the results of it."""
+
+    def __init__(
+        self,
+        passes: Sequence[CleanPass],
+        images: Tensor,
+        windows: Windows,
+        fill: Tensor,
+        finish: Callable[[Sequence[Batch], int], Any],
+    ) -> None:
+        self._passes, self._images, self._windows = tuple(passes), images, windows
+        self._fill, self._finish = fill.expand(images.shape), finish
+
+    def saving(self, chosen: Chosen) -> float:
+        """Multiply-adds of whole passes, over those of the changed parts."""
+        plan = Plan(self._passes[0], self._windows.firsts[:, chosen], self._windows.size)
+        return plan.whole_cost / max(1, plan.cost)
+
+    def evaluate(self, chosen: Chosen) -> Any:
+        """See :class:`Engine`."""
+        batches = []
+        for clean, image, fill in zip(self._passes, self._images, self._fill, strict=True):
+            plan = Plan(clean, self._windows.firsts[:, chosen], self._windows.size)
+            batches.append(plan.run(self._windows.patches(image, fill, chosen)))
+        return self._finish(batches, len(chosen))
+
+
+def sweep(
+    changed: ChangedParts | None,
+    whole: Sequence[WholePasses],
+    order: Chosen,
+    batch: int | None = None,
+    device: str = "cpu",
+    progress: bool = False,
+) -> Iterator[tuple[Chosen, Any]]:
+    """Evaluate every window of ``order``, those that cost most at its end first.
+
+    Args:
+        changed, whole: the engines to choose from; at least one.
+        order: the windows' numbers.
+        batch: windows in a batch; by default what measures fastest.
+        device: where the model is.
+        progress: show a bar.
+
+    Yields:
+        The numbers of some windows, and their results.
+
+    Raises:
+        WindowFailed: the model raised, with the window's number.
+    """
+    pace = _Pace(changed, whole, order[-FIRST_BATCH:], batch, LARGEST_BATCH.get(device, 512))
+    left = order
+    with tqdm(total=len(order), disable=not progress, desc="occlusion", unit="window") as bar:
+        while len(left):
+            engine, size = pace.choice()
+            chosen = left[-size:]
+            start = time.perf_counter()
+            try:
+                results = engine.evaluate(chosen)
+            except Exception as error:
+                if out_of_memory(error) and len(chosen) > 1:
+                    pace.halve(len(chosen))
+                    continue
+                failure = _failure(engine, chosen, error)
+                raise failure from error
+            if device != "cpu":
+                getattr(torch, device).synchronize()
+            pace.took(engine, len(chosen), time.perf_counter() - start)
+            left = left[: len(left) - len(chosen)]
+            bar.update(len(chosen))
+            yield chosen, results
+
+
+class _Pace:
+    """Which engine runs the next batch, and how large it is."""
+
+    def __init__(
+        self,
+        changed: ChangedParts | None,
+        whole: Sequence[WholePasses],
+        costly: Chosen,
+        batch: int | None,
+        largest: int,
+    ) -> None:
+        first = min(FIRST_BATCH, largest) if batch is None else batch
+        self._fixed, self._largest = batch is not None, largest if batch is None else batch
+        self._trials: list[tuple[Engine, int]] = []
+        if changed is None or (whole and changed.saving(costly) < SURE):
+            self._trials = [(engine, first) for engine in whole if len(whole) > 1 or changed is not None]
+            if changed is not None:
+                self._trials = [(changed, max(1, first // 2)), (changed, first), *self._trials]
+        self._engine: Engine = changed if changed is not None else whole[0]
+        self._size, self._speeds = first, dict[int, float]()
+        self._best: dict[int, tuple[float, Engine]] = {}
+
+    def choice(self) -> tuple[Engine, int]:
+        """The engine and the batch to run next."""
+        if self._trials:
+            engine, size = self._trials[0]
+            return engine, min(size, self._largest)
+        return self._engine, min(self._size, self._largest)
+
+    def took(self, engine: Engine, windows: int, seconds: float) -> None:
+        """Learn from a batch that ran."""
+        speed = windows / max(seconds, 1e-9)
+        if self._trials:
+            self._trials.pop(0)
+            self._best[id(engine)] = speed, engine  # of two the later: the first one warmed up
+            if not self._trials:
+                self._engine = max(self._best.values(), key=lambda item: item[0])[1]
+        elif not self._fixed and windows == self._size:
+            self._speeds.setdefault(windows, speed)
+            before = self._speeds.get(windows // 2)
+            if before is not None and speed < WORTH_GROWING * before:
+                self._fixed = True
+                self._size = windows if speed > before else windows // 2
+            elif 2 * windows <= self._largest:
+                self._size = 2 * windows
+            else:
+                self._fixed = True
+
+    def halve(self, windows: int) -> None:
+        """After a batch that did not fit into the memory."""
+        self._largest = max(1, windows // 2)
+
+
+def _failure(engine: Engine, chosen: Chosen, error: Exception) -> WindowFailed:
+    """Which of the windows the model fails on: the first that fails alone."""
+    numbers = sorted(chosen.tolist())
+    where = f"windows {numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"window {numbers[0]}"
+    for number in numbers if len(numbers) > 1 else ():
+        try:
+            engine.evaluate(np.asarray([number]))
+        except Exception as alone:
+            where, error = f"window {number}", alone
+            break
+    return WindowFailed(f"the model failed at {where}: {type(error).__name__}: {error}")

@@ -1,0 +1,333 @@
+"""Incremental inference gives what whole passes give: operation by operation, on odd graphs, on torchvision."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
+from random_windows import at_random, geometries
+from torch import nn
+from trained_like import as_if_trained, pictures, trained_like
+
+from deconvviz.clean_passes import clean_passes
+from deconvviz.errors import UnsupportedModel
+from deconvviz.incremental import Plan
+from deconvviz.windows import Windows
+
+EVERY_FAMILY = [
+    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3",
+    "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf", "resnet18",
+    "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_0", "vgg11_bn", "wide_resnet50_2",
+]  # fmt: skip
+TRANSFORMERS = ("vit", "swin", "maxvit")
+EVERY_CNN = [
+    name
+    for name in torchvision.models.list_models(module=torchvision.models)
+    if not name.startswith(TRANSFORMERS)
+]
+
+
+def incremental(model, images, size, firsts):
+    """The outputs for windows of zeros at ``firsts`` (axes, W), from the changed parts; and the plan."""
+    windows = Windows.sliding(images.shape[1:], (images.shape[1], *size), (1,) * (images.dim() - 1))
+    passes, (output,) = clean_passes(model, images)
+    plan = Plan(passes[0], firsts, size)
+    chosen = [np.flatnonzero((first == windows.starts[1:].T).all(1))[0] for first in firsts.T]
+    patches = windows.patches(images[0], torch.zeros((), dtype=images.dtype), np.asarray(chosen))
+    return plan.run(patches).whole(output), plan
+
+
+def whole(model, images, size, firsts):
+    """The same by a loop over covered copies."""
+    outputs = []
+    for first in firsts.T:
+        copy = images.clone()
+        box = tuple(slice(int(a), int(a) + n) for a, n in zip(first, size, strict=True))
+        copy[(slice(None), slice(None), *box)] = 0
+        outputs.append(model(copy))
+    return torch.cat(outputs)
+
+
+@torch.no_grad()
+def agree(model, images, size, firsts, tolerance=1e-10):
+    """Assert that both give the same, to ``tolerance`` of the outputs' scale; return the plan."""
+    firsts = np.asarray(firsts, np.int64)
+    expected = whole(model, images, size, firsts)
+    found, plan = incremental(model, images, size, firsts)
+    assert found.shape == expected.shape and found.dtype == expected.dtype
+    assert (expected - expected[:1]).abs().max() > 0 or len(expected) == 1
+    assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+    return plan
+
+
+def spread(space, size, count=5, seed=0):
+    """Window positions: the four corners, and some at random."""
+    draw = np.random.default_rng(seed)
+    most = np.asarray(space) - size
+    corners = np.stack(np.meshgrid(*[[0, m] for m in most], indexing="ij")).reshape(len(space), -1)
+    inside = np.stack([draw.integers(0, m + 1, count) for m in most])
+    return np.unique(np.concatenate([corners, inside], axis=1), axis=1)
+
+
+def image(*space, channels=4, seed=0):
+    return torch.randn(
+        1, channels, *space, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
+
+
+def around(layer, channels=4, n=2):
+    """The layer between two filters, in eval mode and in double."""
+    conv = getattr(nn, f"Conv{n}d")
+    torch.manual_seed(0)
+    return nn.Sequential(conv(channels, channels, 3), layer, conv(channels, 2, 1)).double().eval()
+
+
+class Calls(nn.Module):
+    """A function as a layer."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@st.composite
+def convolutions(draw):
+    """A geometry with room, and a patch within it."""
+    geometry = draw(geometries(lambda kernel: kernel))
+    size = tuple(n + draw(st.integers(3, 12)) for n in geometry.size)
+    patch = tuple(draw(st.integers(1, n + 2)) for n in size)  # up to the whole image, which is 2 larger
+    return geometry, size, patch
+
+
+@at_random
+@given(
+    convolutions(), st.sampled_from([1, 2, 4]), st.sampled_from(["zeros", "reflect", "circular", "replicate"])
+)
+def test_convolution(case, groups, mode):
+    geometry, size, patch = case
+    n = len(size)
+    if mode != "zeros" and any(p >= s for p, s in zip(geometry.padding, size, strict=True)):
+        mode = "zeros"
+    layer = getattr(nn, f"Conv{n}d")(4, 4, groups=groups, padding_mode=mode, **geometry.options)
+    space = tuple(s + 2 for s in size)
+    agree(around(layer, n=n), image(*space), patch, spread(space, patch))
+
+
+@at_random
+@given(convolutions(), st.booleans(), st.sampled_from(["max", "avg"]), st.booleans())
+def test_pools(case, ceil_mode, kind, count_include_pad):
+    geometry, size, patch = case
+    n, options = len(size), dict(geometry.options)
+    options["padding"] = tuple(
+        min(p, k // 2) for p, k in zip(options["padding"], options["kernel_size"], strict=True)
+    )
+    if kind == "avg":
+        del options["dilation"]
+        options["count_include_pad"] = count_include_pad
+    layer = getattr(nn, f"{kind.capitalize()}Pool{n}d")(ceil_mode=ceil_mode, **options)
+    space = tuple(s + 2 for s in size)
+    agree(around(layer, n=n), image(*space), patch, spread(space, patch))
+
+
+def channel_shuffle(x):
+    n, c, h, w = x.shape
+    return x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, c, h, w)
+
+
+def in_place_through_a_view(x):
+    x[:, :2].relu_()
+    return x
+
+
+def in_place_beside_an_alias(x):
+    y = x.clone()
+    x.relu_()
+    return x - y
+
+
+LAYERS = {
+    "relu": nn.ReLU(),
+    "relu in place": nn.ReLU(inplace=True),
+    "gelu": nn.GELU(),
+    "hardswish": nn.Hardswish(inplace=True),
+    "prelu": nn.PReLU(4, init=0.3),
+    "sigmoid": nn.Sigmoid(),
+    "dropout": nn.Dropout(),
+    "batch norm": nn.BatchNorm2d(4),
+    "group norm": nn.GroupNorm(2, 4),
+    "instance norm": nn.InstanceNorm2d(4, affine=True),
+    "local response": nn.LocalResponseNorm(3),
+    "layer norm, channels last": Calls(lambda x: F.layer_norm(x.permute(0, 2, 3, 1), (4,)).permute(0, 3, 1, 2)),
+    "layer norm over the map": Calls(lambda x: F.layer_norm(x, x.shape[1:])),
+    "linear, channels last": Calls(lambda x: F.linear(x.permute(0, 2, 3, 1), torch.eye(4).double()).permute(0, 3, 1, 2)),
+    "transposed axes": Calls(lambda x: F.max_pool2d(x.transpose(2, 3), 2).transpose(2, 3)),
+    "flipped": Calls(lambda x: x.flip(3)),
+    "shuffle": Calls(channel_shuffle),
+    "chunk and cat": Calls(lambda x: torch.cat([x.chunk(2, 1)[1].relu(), x.chunk(2, 1)[0]], 1)),
+    "cat of strides": Calls(lambda x: torch.cat([F.max_pool2d(x[:, :2], 2), F.avg_pool2d(x[:, 2:], 4, 2, 1)], 1)),
+    "cat along rows": Calls(lambda x: torch.cat([x, x.relu()], 2)),
+    "channels by number": Calls(lambda x: torch.cat([x[:, i].unsqueeze(1) * (i + 1) for i in range(4)], 1)),
+    "skip": Calls(lambda x: x + F.max_pool2d(x, 3, 1, 1)),
+    "skip in place": Calls(lambda x: F.avg_pool2d(x, 5, 1, 2).add_(x)),
+    "product": Calls(lambda x: x * x.sigmoid()),
+    "gate": Calls(lambda x: x * F.adaptive_avg_pool2d(x, 1).sigmoid()),
+    "subtracted mean": Calls(lambda x: x - x.mean((2, 3), keepdim=True)),
+    "a map as constant": Calls(lambda x: x * torch.linspace(0, 1, x.shape[3]).double()),
+    "a channel's constant": Calls(lambda x: x * torch.linspace(0.5, 1, 4).double().view(4, 1, 1)),
+    "padded": Calls(lambda x: F.pad(x, (1, 2, 3, 0), value=0.5)),
+    "padded channels": Calls(lambda x: F.pad(x, (0, 0, 0, 0, 1, 1))[:, 1:5]),
+    "reflected": Calls(lambda x: F.pad(x, (1, 2, 3, 0), mode="reflect")),
+    "enlarged": Calls(lambda x: F.interpolate(x, scale_factor=3)),
+    "enlarged bilinear": Calls(lambda x: F.interpolate(x, scale_factor=2, mode="bilinear")),
+    "same padding": nn.Conv2d(4, 4, (4, 3), padding="same"),
+    "transposed convolution": nn.ConvTranspose2d(4, 4, 3, 2, 1),
+    "adaptive, divisor": nn.AdaptiveAvgPool2d((6, 11)),
+    "adaptive, odd": nn.AdaptiveAvgPool2d((5, 7)),
+    "adaptive max": nn.AdaptiveMaxPool2d((5, 7)),
+    "in place through a view": Calls(in_place_through_a_view),
+    "in place beside an alias": Calls(in_place_beside_an_alias),
+    "softmax over channels": nn.Softmax(1),
+    "matrix product": Calls(lambda x: x @ x.transpose(2, 3)),
+    "cumsum": Calls(lambda x: x.cumsum(2)),
+    "roll": Calls(lambda x: x.roll(3, 3)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("size", [(1, 1), (5, 4), (20, 9)], ids=str)
+def test_layer(name, size):
+    torch.manual_seed(0)
+    model = around(LAYERS[name])
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(), module.running_var.uniform_(0.5, 2)
+    space = (26, 24)
+    agree(model, image(*space), size, spread(space, size, 7))
+
+
+@pytest.mark.parametrize("head", ["flatten", "mean", "mean keepdim", "pool", "max", "last rows"])
+def test_head(head):
+    heads = {
+        "flatten": lambda x: x.flatten(1)[:, ::7],
+        "mean": lambda x: x.mean([2, 3]),
+        "mean keepdim": lambda x: x.mean((-1, -2), keepdim=True).flatten(1),
+        "pool": lambda x: F.adaptive_avg_pool2d(x, (1, 1)).view(1, -1) if len(x) == 1 else None,
+        "max": lambda x: x.amax((2, 3)),
+        "last rows": lambda x: x[:, :, -1].sum(2),
+    }
+    torch.manual_seed(0)
+    model = (
+        nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU(True), nn.MaxPool2d(2), Calls(heads[head])).double().eval()
+    )
+    agree(model, image(20, 24), (4, 5), spread((20, 24), (4, 5), 7))
+
+
+def test_only_what_changed_is_computed():
+    """On a plain chain the boxes are Krypton's: worked out by hand."""
+    model = nn.Sequential(
+        nn.Conv2d(4, 4, 3, padding=1), nn.MaxPool2d(2), nn.Conv2d(4, 4, 5, padding=2)
+    ).double()
+    firsts = np.asarray([[0, 13, 28], [0, 14, 28]])
+    plan = agree(model, image(32, 32), (4, 4), firsts)
+    boxes = [(region.size, region.firsts.tolist()) for region in plan.regions.values()]
+    assert boxes == [
+        ((4, 4), firsts.tolist()),
+        ((6, 6), [[0, 12, 26], [0, 13, 26]]),  # first - 1, within the map
+        ((3, 4), [[0, 6, 13], [0, 6, 12]]),  # rows 12..17 are in pairs 6..8, columns 13..18 in pairs 6..9
+        ((7, 8), [[0, 4, 9], [0, 4, 8]]),  # two more on each side
+    ]
+    assert plan.whole_cost == 4 * 32 * 32 * 36 + 4 * 16 * 16 * 100
+    assert plan.cost == 4 * 6 * 6 * 36 + 4 * 7 * 8 * 100
+
+
+class SharedModules(nn.Module):
+    """One filter and one ReLU, used three times, two branches of different strides."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        a = self.relu(self.conv(x))
+        b = self.relu(self.conv(F.max_pool2d(x, 2)))
+        return self.conv(a[:, :, ::2, ::2] + b)
+
+
+def test_shared_modules_and_branches():
+    torch.manual_seed(0)
+    agree(SharedModules().double(), image(20, 24), (4, 5), spread((20, 24), (4, 5), 7))
+
+
+@pytest.mark.parametrize("spatial", [1, 3])
+def test_sequences_and_volumes(spatial):
+    conv, pool = getattr(nn, f"Conv{spatial}d"), getattr(nn, f"MaxPool{spatial}d")
+    torch.manual_seed(0)
+    model = nn.Sequential(conv(4, 4, 3, padding=1), nn.ReLU(), pool(2), conv(4, 3, 3), nn.Flatten()).double()
+    space = (40,) if spatial == 1 else (12, 14, 16)
+    size = (5,) if spatial == 1 else (3, 4, 5)
+    plan = agree(model, image(*space), size, spread(space, size))
+    assert plan.cost < plan.whole_cost / 2
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in EVERY_FAMILY else pytest.mark.slow) for n in EVERY_CNN]
+)
+def test_torchvision(name):
+    """Every classification CNN as if trained: patches in a corner, at the border and inside."""
+    side = 128 if name == "inception_v3" else 96
+    firsts = np.asarray([[0, 40, side - 17, 33], [0, 0, side - 17, 61]])
+    if name in EVERY_FAMILY:
+        agree(trained_like(name), pictures(1, side), (17, 17), firsts)
+    else:
+        torch.manual_seed(0)
+        model = as_if_trained(
+            torchvision.models.get_model(name, weights=None), pictures(2, side, torch.float32)
+        )
+        agree(model, pictures(1, side, torch.float32), (17, 17), firsts, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet121", "shufflenet_v2_x0_5"])
+def test_single_precision(name):
+    model = trained_like(name, torch.float32)
+    agree(model, pictures(1, 96, torch.float32), (17, 17), [[0, 40, 79], [0, 0, 79]], tolerance=1e-4)
+
+
+class Looks(nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3)) * 2 if x[0, 0, 0, 0] > 0 else x.mean((2, 3))
+
+
+class Masks(nn.Module):
+    def forward(self, x):
+        return (x * (x > 0.5)).mean((2, 3))
+
+
+class ThroughNumpy(nn.Module):
+    def forward(self, x):
+        return torch.from_numpy(x.numpy() * 2).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (Looks(), "looks at what tensors hold"),
+        (Masks(), "computes a mask"),
+        (ThroughNumpy(), "looks at what tensors hold|hides its operations"),
+        (nn.Sequential(nn.BatchNorm2d(4), nn.Flatten()).train(), "statistics from the batch"),
+        (nn.Sequential(nn.Dropout(), nn.Flatten()).train(), "draws random numbers"),
+        (Calls(lambda x: (x, x)), "gives a tuple"),
+        (Calls(lambda x: x.mean()), "no batch axis"),
+        (Calls(lambda x: torch.ones(1, 4)), "does not depend on the image"),
+        (lambda x: x, "is no module"),
+    ],
+)
+def test_what_cannot_be_computed_in_part_is_refused(model, reason):
+    with pytest.raises(UnsupportedModel, match=reason):
+        clean_passes(model.double() if isinstance(model, nn.Module) else model, image(8, 8))
