@@ -314,7 +314,7 @@ def test_model_that_leaves_pytorch_before_the_layer():
         lambda model: Deconvnet(model).project("conv", 0, inputs=IMAGES),
         lambda model: Deconvnet(model).attribute(IMAGES, (0, 0, 0)),
     ):
-        with Told(NoForwardPass, RuntimeError, "does not depend on the inputs", "numpy"):
+        with Told(UnsupportedOperation, RuntimeError, "hidden code", "Choose a layer before it"):
             call(Outside())
 
 
