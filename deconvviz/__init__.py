@@ -6,13 +6,19 @@ The deconvnet of Zeiler & Fergus, *Visualizing and Understanding Convolutional N
 The package, from what users call down to single steps (imports only go down)::
 
     cli, commands, demo     the command line, what each command does, the demo page
+    occlusion               OcclusionSensitivity
     deconvnet, comparison   Deconvnet, NeuronDeconvnet; a projection beside captum's methods
     filter_grid             FilterGrid: every map's strongest units over a data set, projected
-    grid_layer, feature_map its results
+    explorer                a grid as a page to browse
+    grid_layer, feature_map a grid's results
     diagnostics             dead, grey, duplicate and aliased filters
     invariance              features under translation, scale and rotation
     correspondence          are the same parts treated alike
     evidence                which feature maps carry a class
+    sweep                   many windows through a model: engine, batch size, failures
+    clean_passes            the passes that can be computed again in part
+    incremental             exact re-inference of only what a patch changed
+    windows, fills, shards  what is covered, by what, and by which process
     unit_projection         single units, each from the crop that it sees
     mining                  one pass over a data set: the strongest units, resumable and mergeable
     geometry                receptive fields of any graph's units
@@ -33,6 +39,7 @@ The package, from what users call down to single steps (imports only go down)::
 from deconvviz.deconvnet import CheckReport, Deconvnet, NeuronDeconvnet
 from deconvviz.errors import DeconvvizError
 from deconvviz.filter_grid import FilterGrid
+from deconvviz.occlusion import OcclusionSensitivity
 
 __version__ = "0.1.0"
-__all__ = ["CheckReport", "Deconvnet", "DeconvvizError", "FilterGrid", "NeuronDeconvnet"]
+__all__ = ["CheckReport", "Deconvnet", "DeconvvizError", "FilterGrid", "NeuronDeconvnet", "OcclusionSensitivity"]

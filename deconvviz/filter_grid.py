@@ -30,8 +30,10 @@ from tqdm import tqdm
 
 from deconvviz.capture import left_as_found, require_module
 from deconvviz.capture.reading import evaluating
+from deconvviz.comparison import shuffled_weights
 from deconvviz.errors import CheckpointError, InvalidInput, NoForwardPass, UnknownLayer
-from deconvviz.grid_layer import GridLayer, LayerPlace, find_places, whole
+from deconvviz.explorer import explore
+from deconvviz.grid_layer import GridLayer, LayerPlace, find_places
 from deconvviz.inputs import input_tensors
 from deconvviz.layers import Layer, locate
 from deconvviz.mining.archive import model_fingerprint
@@ -261,6 +263,24 @@ class FilterGrid(Attribution):
         bad = {n: "NaN or infinite activations" for layer in self.found.layers for n in layer.left_out}
         return dict(sorted({**bad, **self.found.broken}.items()))
 
+    def explore(
+        self, out: str | os.PathLike[str], *, control: bool = True, title: str | None = None, **options: Any
+    ) -> Path:
+        """Write a page to browse all maps of all layers: a folder that opens without a server.
+
+        Args:
+            out: the folder.
+            control: beside each map, the same units in the model with shuffled weights.
+            title: of the page; by default the model's class.
+            options: ``mean``, ``std`` and ``sizes``, as :func:`deconvviz.explorer.explore` takes them.
+
+        Returns:
+            The path of its ``index.html``.
+        """
+        shuffled = shuffled_weights(self.model).eval() if control else None
+        name = title or f"{type(self.model).__name__}: what its feature maps look for"
+        return explore(self, out, shuffled=shuffled, title=name, **options)
+
     @log_usage()
     def attribute(self, inputs: Tensor, fmaps: Sequence[int] | None = None) -> Any:
         """Mine a batch, and project: the data-set form is :meth:`fit` and ``grid[layer][fmap]``.
@@ -293,7 +313,7 @@ def _stacked(layer: GridLayer, fmaps: list[int], k: int, inputs: Tensor) -> Tens
     pixels = inputs.new_zeros((len(fmaps), k, *inputs.shape[1:]))
     for unit in layer.units(list(dict.fromkeys(fmaps))):
         for place in (i for i, fmap in enumerate(fmaps) if fmap == unit.fmap):
-            pixels[place, unit.rank] = whole(unit)
+            pixels[place, unit.rank] = unit.whole()
     return pixels
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from deconvviz.capture import watch
 from deconvviz.capture.reading import LayerCall, evaluating
 from deconvviz.errors import FeatureMapOutOfRange, InvalidInput, NoForwardPass
-from deconvviz.feature_map import FeatureMap
+from deconvviz.feature_map import Box, FeatureMap
 from deconvviz.geometry import Axis, ReceptiveField, receptive_field
 from deconvviz.layers import address, find_call
 from deconvviz.mining.data import Images
@@ -78,6 +78,21 @@ class Shown(NamedTuple):
     projection: Tensor
     """Over the crop (C, *crop); zero elsewhere."""
 
+    def patch(self, box: Box) -> Tensor:
+        """The image's part in a box."""
+        return self.image[(..., *(slice(first, end) for first, end in box))]
+
+    def inside(self, box: Box) -> Tensor:
+        """The projection's part in a box inside the crop."""
+        shifted = (slice(b[0] - c.start, b[1] - c.start) for b, c in zip(box, self.crop, strict=True))
+        return self.projection[(..., *shifted)]
+
+    def whole(self) -> Tensor:
+        """The projection over the whole image (C, *S)."""
+        pixels = torch.zeros_like(self.image)
+        pixels[(..., *self.crop)] = self.projection.to(pixels.dtype)
+        return pixels
+
 
 @dataclass(frozen=True, eq=False)
 class GridLayer(Sequence[FeatureMap]):
@@ -89,6 +104,7 @@ class GridLayer(Sequence[FeatureMap]):
     model: nn.Module
     overlap: str
     gradient: bool
+    seed: str = "activation"
 
     def __len__(self) -> int:
         return self.place.maps
@@ -113,9 +129,7 @@ class GridLayer(Sequence[FeatureMap]):
             shown: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
             for unit in self.units(part):
                 box = self.box(unit.fmap, unit.rank)
-                patch = unit.image[(..., *(slice(*b) for b in box))]
-                inside = [slice(b[0] - c.start, b[1] - c.start) for b, c in zip(box, unit.crop, strict=True)]
-                shown[unit.fmap, unit.rank] = patch.clone(), unit.projection[(..., *inside)].clone()
+                shown[unit.fmap, unit.rank] = unit.patch(box).clone(), unit.inside(box).clone()
             yield from (self._map(fmap, shown) for fmap in part)
 
     def units(self, fmaps: Sequence[int]) -> Iterator[Shown]:
@@ -138,7 +152,13 @@ class GridLayer(Sequence[FeatureMap]):
             units = [Unit(block[number], fmap, self.position(fmap, rank)) for fmap, rank, number in wanted]
             with evaluating(self.model):
                 pixels = project_units(
-                    self.model, self.place.call, self.place.field, units, self.overlap, self.gradient
+                    self.model,
+                    self.place.call,
+                    self.place.field,
+                    units,
+                    self.overlap,
+                    self.gradient,
+                    self.seed,
                 )
             for (fmap, rank, number), unit, projection in zip(wanted, units, pixels, strict=True):
                 yield Shown(fmap, rank, block[number], crop_of(self.place.field, unit.position), projection)
@@ -185,10 +205,3 @@ class GridLayer(Sequence[FeatureMap]):
             active=int(state.active[fmap]) / max(state.seen, 1),
             histogram=tuple(state.histogram[fmap].tolist()),
         )
-
-
-def whole(unit: Shown) -> Tensor:
-    """A unit's projection over its whole image (C, *S)."""
-    pixels = torch.zeros_like(unit.image)
-    pixels[(..., *unit.crop)] = unit.projection.to(pixels.dtype)
-    return pixels

@@ -45,6 +45,7 @@ def project_units(
     units: Sequence[Unit],
     overlap: str = "sum",
     gradient: bool = False,
+    seed: str = "activation",
     budget: int | None = None,
 ) -> list[Tensor]:
     """Each unit's projection (C, *crop) over its crop of the image; outside it, a projection is zero.
@@ -56,6 +57,7 @@ def project_units(
         units: any number; they go through in batches whose values fit ``budget`` bytes, halved where the
             memory does not suffice.
         overlap, gradient: as :class:`~deconvviz.deconvnet.Deconvnet`'s.
+        seed: start from the unit's ``"activation"`` or from ``"one"``.
     """
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     if budget is None:
@@ -65,7 +67,7 @@ def project_units(
     while len(projections) < len(units):
         part = units[len(projections) : len(projections) + step]
         try:
-            pixels, size = _project(model, layer, field, part, overlap, gradient, like)
+            pixels, size = _project(model, layer, field, part, overlap, gradient, seed, like)
         except (RuntimeError, MemoryError) as error:
             if step == 1 or not out_of_memory(error):
                 raise
@@ -91,6 +93,7 @@ def _project(
     units: Sequence[Unit],
     overlap: str,
     gradient: bool,
+    seed: str,
     like: Tensor,
 ) -> tuple[Tensor, int]:
     """The projections of one batch (U, C, *crop), and the bytes of the values of one unit's pass."""
@@ -103,7 +106,7 @@ def _project(
     seeds = torch.zeros_like(activation, dtype=like.dtype)
     where = [_cell(field, unit) for unit in units]
     index = (torch.arange(len(units)), *torch.tensor(where).T)
-    seeds[index] = activation[index].to(like.dtype)
+    seeds[index] = activation[index].to(like.dtype) if seed == "activation" else 1
     (pixels,) = back_to_inputs(tape, value, seeds[None], overlap)
     return pixels[0].cpu(), _bytes(tape, value) // len(units)
 
