@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-SOURCES := deconvviz tests benchmarks docs
+SOURCES := deconvviz tests benchmarks docs examples
 
 .PHONY: demo test test-all lint bench
 

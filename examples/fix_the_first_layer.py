@@ -1,0 +1,50 @@
+"""The paper's loop on a small net: look at the filters, find what is wrong, change it, look again (section 4.1).
+
+    python examples/fix_the_first_layer.py --data cifar10.zip --epochs 12 --out first_layer
+
+AlexNet's coarse start (a large kernel, stride 4) against ZFNet's (a smaller one, stride 2). Trained networks are kept
+in ``--out``, so an interrupted run goes on where it was; the kernels of both are drawn there.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import cifar10
+import torch
+
+from deconvviz.diagnostics import diagnose
+from deconvviz.models import small_alexnet, small_zfnet
+from deconvviz.plotting import save_figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, help="folder or .zip; default: torchvision's download")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--out", type=Path, default=Path("first_layer"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    training, test = cifar10.load(options.data)
+    for name, build in (("before", small_alexnet), ("after", small_zfnet)):
+        for seed in options.seeds:
+            path = options.out / f"{name}_seed{seed}_{options.epochs}epochs.pth"
+            torch.manual_seed(seed)
+            model = build()
+            if path.exists():
+                model.load_state_dict(torch.load(path, weights_only=True))
+            else:
+                cifar10.train(model, training, options.epochs, seed=seed)
+                torch.save(model.state_dict(), path)
+            diagnosis = diagnose(model.eval(), test[0][:512])
+            save_figure(diagnosis.figure("conv1"), path.with_suffix(".png"))
+            train_error, test_error = cifar10.error(model, training), cifar10.error(model, test)
+            print(
+                f"{name}, seed {seed}: error {train_error:.1f}% train, {test_error:.1f}% test\n{diagnosis}\n"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Tables 4 and 5: how much does a trained network help on other pictures, and how few of them are enough?
+
+    python examples/transfer.py --dataset caltech101 --data DIR --model resnet18 --weights DEFAULT --per-class 15 30
+    python examples/transfer.py --dataset caltech101 --data DIR --model resnet18 --scratch --per-class 15 30
+    python examples/transfer.py --dataset voc2012    --data DIR --model resnet18 --weights DEFAULT
+
+The model gets a new head for the data's classes and is trained as a whole, or with ``--frozen`` its head alone, as in
+the paper. ``--download`` has torchvision fetch the data; ``--dataset folder`` takes any folder with one folder a class.
+Printed and kept in ``--out``: accuracy in percent on (training, test) pictures after the first and the best epoch; for
+VOC the mean of the classes' average precisions. Every epoch is kept beside it, so an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pictures
+import torch
+from torch import Tensor, nn
+
+from deconvviz.errors import InvalidInput
+from deconvviz.model_zoo import load_model
+
+
+def new_head(model: nn.Module, classes: int) -> nn.Module:
+    """Replace the last linear layer or convolution by one with an output a class; returned."""
+    name, last = [(n, m) for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1]
+    if isinstance(last, nn.Linear):
+        head: nn.Module = nn.Linear(last.in_features, classes)
+    else:
+        head = nn.Conv2d(last.in_channels, classes, last.kernel_size)
+    parent, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, head)
+    return head
+
+
+def average_precision(scores: Tensor, present: Tensor) -> float:
+    """The area under precision over recall (VOC's since 2010) for the scores (N,) of a class that is present or not."""
+    hits = present[scores.argsort(descending=True)].double()
+    precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1)
+    best_from_here = precision.flip(0).cummax(0).values.flip(0)
+    return float((best_from_here * hits).sum() / hits.sum())
+
+
+def quality(scores: Tensor, labels: Tensor) -> float:
+    """Accuracy, or for labels (N, K) the mean average precision of the classes that occur; in percent."""
+    if labels.dim() == 1:
+        return 100 * (scores.argmax(1) == labels).double().mean().item()
+    classes = [k for k in range(labels.shape[1]) if labels[:, k].any()]
+    return 100 * sum(average_precision(scores[:, k], labels[:, k]) for k in classes) / len(classes)
+
+
+def run(model: nn.Module, loader: torch.utils.data.DataLoader, device: str, optimizer=None) -> float:
+    """One pass over the pictures, training if there is an optimizer; the quality of the scores given on the way."""
+    model.train(optimizer is not None)
+    scores, labels = [], []
+    for images, target in loader:
+        with torch.set_grad_enabled(optimizer is not None):
+            output = model(images.to(device))
+            output = getattr(output, "logits", output)  # GoogLeNet and Inception train with more heads
+        if optimizer is not None:
+            target = target.to(device)
+            loss = (
+                nn.functional.cross_entropy
+                if target.dim() == 1
+                else nn.functional.binary_cross_entropy_with_logits
+            )
+            optimizer.zero_grad()
+            loss(output, target).backward()
+            optimizer.step()
+        scores.append(output.detach().cpu())
+        labels.append(target.cpu())
+    return quality(torch.cat(scores), torch.cat(labels))
+
+
+def train(
+    options: argparse.Namespace, data: tuple, classes: int, seed: int, checkpoint: Path
+) -> list[list[float]]:
+    """(training, test) after each epoch; goes on from ``checkpoint`` if it is there."""
+    torch.manual_seed(seed)
+    model = load_model(options.model, None if options.scratch else options.weights).model
+    head = new_head(model, classes)
+    if options.frozen:
+        model.requires_grad_(False)
+        head.requires_grad_(True)
+    model.to(options.device)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, options.lr)
+    history: list[list[float]] = []
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        history = saved["history"]
+    for epoch in range(len(history), options.epochs):
+        torch.manual_seed(seed + 1000 * epoch)  # the same order and dropout, interrupted or not
+        training = run(model, pictures.batches(data[0], options.batch, seed=epoch), options.device, optimizer)
+        history.append([training, run(model, pictures.batches(data[1], 64), options.device)])
+        saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
+        torch.save(saved, checkpoint.with_suffix(".part"))
+        checkpoint.with_suffix(".part").replace(checkpoint)
+    return history
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--dataset", required=True, choices=("caltech101", "caltech256", "voc2012", "folder"))
+    add("--data", type=Path, required=True, help="where torchvision keeps the data, or the folder")
+    add("--download", action="store_true")
+    add("--model", default="resnet18", help="of torchvision, or module:factory")
+    add("--weights", help="DEFAULT or another of torchvision's, or a state dict's FILE")
+    add("--scratch", action="store_true", help="start from random weights")
+    add("--frozen", action="store_true", help="train the new head only")
+    add("--per-class", type=int, nargs="+", help="training pictures a class; default: four of five")
+    add("--test-per-class", type=int, default=50)
+    add("--epochs", type=int, default=10)
+    add("--lr", type=float, default=0.0001, help="of AdamW; from scratch 0.001 suits")
+    add("--batch", type=int, default=32)
+    add("--size", type=int, default=224, help="side of the input in pixels")
+    add("--seed", type=int, default=0)
+    add("--device", default="cpu")
+    add("--out", type=Path, default=Path("transfer.json"))
+    options = parser.parse_args(arguments)
+    if options.scratch == (options.weights is not None):
+        raise InvalidInput("expected --weights or --scratch, and not both")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    data, test = pictures.load(options.dataset, options.data, options.size, options.download)
+    results = json.loads(options.out.read_text()) if options.out.exists() else {}
+    for per_class in options.per_class or [None]:
+        start = "scratch" if options.scratch else "frozen" if options.frozen else "pretrained"
+        key = f"{options.dataset} {options.model} {start} {per_class or 'all'} a class, seed {options.seed}"
+        key += f", {options.epochs} epochs of lr {options.lr:g}, {options.size} pixels"
+        if key not in results:
+            parts = (
+                (data, test)
+                if test
+                else pictures.split(data, per_class, options.test_per_class, options.seed)
+            )
+            checkpoint = options.out.with_name(key.replace(" ", "_").replace(":", "_") + ".pth")
+            results[key] = train(options, parts, len(data.classes), options.seed, checkpoint)
+            options.out.write_text(json.dumps(results, indent=1))
+            checkpoint.unlink()
+        history = results[key]
+        best = max(range(len(history)), key=lambda epoch: history[epoch][1])
+        first, last = ("({:.2f}, {:.2f})".format(*history[epoch]) for epoch in (0, best))
+        print(f"{key}: {first} -> {last}, epoch {best + 1}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
