@@ -130,7 +130,7 @@ class Windows:
 
         Boxes near a border grow less on their way through a network, so batches of equal ones are cheaper.
         """
-        keys = []
+        keys: list[NDArray[np.int64]] = [np.zeros(len(self), np.int64)]
         for first, n, size in zip(self.firsts, self.shape[1:], self.size, strict=True):
             keys.append(np.minimum(first, n - size - first) * 9 // n)
         return np.lexsort((*self.firsts[::-1], *keys[::-1]))

@@ -166,7 +166,7 @@ LAYERS = {
     "local response": nn.LocalResponseNorm(3),
     "layer norm, channels last": Calls(lambda x: F.layer_norm(x.permute(0, 2, 3, 1), (4,)).permute(0, 3, 1, 2)),
     "layer norm over the map": Calls(lambda x: F.layer_norm(x, x.shape[1:])),
-    "linear, channels last": Calls(lambda x: F.linear(x.permute(0, 2, 3, 1), torch.eye(4).double()).permute(0, 3, 1, 2)),
+    "linear, channels last": Calls(lambda x: F.linear(x.movedim(1, 3), torch.eye(4).double()).movedim(3, 1)),
     "transposed axes": Calls(lambda x: F.max_pool2d(x.transpose(2, 3), 2).transpose(2, 3)),
     "flipped": Calls(lambda x: x.flip(3)),
     "shuffle": Calls(channel_shuffle),
