@@ -1,4 +1,4 @@
-"""The command line: ``deconvviz demo | project | filters | check | layers``.
+"""The command line: ``deconvviz demo | project | grid | explore | filters | check | layers``.
 
 Parsers only; :mod:`~deconvviz.commands` does the work. A user's mistake ends in exit code 2 and one line on
 stderr, never in a traceback. A new command is an entry of :data:`COMMANDS`.
@@ -17,6 +17,7 @@ import torch
 
 from deconvviz.commands import check, demo, filters, layers, project, say
 from deconvviz.errors import DeconvvizError, InvalidInput
+from deconvviz.grid_commands import explore, grid
 from deconvviz.plotting import FIGURE_SUFFIXES
 
 
@@ -80,6 +81,40 @@ def _filters_options(parser: argparse.ArgumentParser) -> None:
     add("--out", type=_figure, metavar="FILE", help=f"its kernels as a mosaic: {', '.join(FIGURE_SUFFIXES)}")
 
 
+def _mining_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="pictures, also in its subfolders")
+    _model_options(parser)
+    add = parser.add_argument
+    add("--layers", nargs="+", required=True, metavar="L", help="as `deconvviz layers` lists them")
+    add("--k", type=_count, default=9, metavar="K", help="units of each map; default: 9")
+    add("--limit", type=_count, metavar="N", help="take only the first N pictures")
+    add(
+        "--batch-size", type=_count, metavar="N", help="default: 32; halved where the memory does not suffice"
+    )
+    add(
+        "--workers",
+        type=_whole_number,
+        default=0,
+        metavar="N",
+        help="processes that read pictures; default: 0",
+    )
+    add("--out", type=Path, required=True, metavar="DIR", help="a stopped run goes on from what is there")
+
+
+def _grid_options(parser: argparse.ArgumentParser) -> None:
+    _mining_options(parser)
+    add = parser.add_argument
+    add("--maps", type=_whole_number, nargs="+", metavar="I", help="draw these maps of each layer")
+    add("--random", type=_count, default=16, metavar="N", help="draw so many at random; default: 16")
+
+
+def _explore_options(parser: argparse.ArgumentParser) -> None:
+    _mining_options(parser)
+    add = parser.add_argument
+    add("--no-control", action="store_true", help="leave the units with shuffled weights out")
+    add("--quality", type=_count, default=70, metavar="Q", help="of the JPEGs, 1 to 95; default: 70")
+
+
 def _model_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", required=True, metavar="NAME", help="of torchvision, or module:factory")
@@ -98,6 +133,8 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str, Callable[...
         "Find dead, grey, duplicate and aliased filters (the paper's section 4.1).",
         _filters_options,
     ),
+    "grid": (grid, "Find what every feature map looks for: the paper's figure 2.", _grid_options),
+    "explore": (explore, "Find what every feature map looks for: write a page to browse.", _explore_options),
     "check": (check, "List how every operation of a model goes back.", _model_options),
     "layers": (layers, "List the layers of a model and the shapes they put out.", _model_options),
 }
@@ -119,7 +156,13 @@ def _pixel_count(text: str) -> int:
     return count
 
 
-def _whole_number(text: str, expected: str) -> int:
+def _count(text: str) -> int:
+    if (count := _whole_number(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected 1 or more")
+    return count
+
+
+def _whole_number(text: str, expected: str = "a whole number") -> int:
     try:
         return int(text)
     except ValueError:

@@ -52,7 +52,7 @@ def project(arguments: argparse.Namespace) -> int:
     """Write feature maps of a layer, projected to the pixels of pictures."""
     if arguments.panel and arguments.position != "max":
         raise InvalidInput("--panel shows each map's strongest position: leave --position or --panel out")
-    loaded = _load(arguments)
+    loaded = load(arguments)
     inputs = [loaded.transform(load_picture(p))[None].to(arguments.device) for p in arguments.images]
     draw = _draw_comparisons if arguments.panel else _draw_projections
     draw(arguments, loaded, inputs)
@@ -99,7 +99,7 @@ def _draw_comparisons(arguments: argparse.Namespace, loaded: LoadedModel, inputs
 
 def filters(arguments: argparse.Namespace) -> int:
     """Print what is wrong with the filters; write a layer's kernels as a mosaic."""
-    loaded = _load(arguments)
+    loaded = load(arguments)
     inputs = [loaded.transform(load_picture(p))[None].to(arguments.device) for p in arguments.images]
     diagnosis = diagnose(loaded.model, inputs or None)
     print(diagnosis)
@@ -153,7 +153,7 @@ def layers(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _load(arguments: argparse.Namespace) -> LoadedModel:
+def load(arguments: argparse.Namespace) -> LoadedModel:
     """The model on its device, with the sizes that the user asked for."""
     loaded = load_model(arguments.model, arguments.weights)
     size = arguments.size or loaded.transform.size
@@ -164,7 +164,7 @@ def _load(arguments: argparse.Namespace) -> LoadedModel:
 
 def _watched(arguments: argparse.Namespace) -> tuple[nn.Module, Tape]:
     """The model, and its pass over noise of the shape that its first convolution takes."""
-    loaded = _load(arguments)
+    loaded = load(arguments)
     model = require_module(loaded.model)
     first = next((m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))), None)
     space = 2 if first is None else len(first.kernel_size)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from deconvviz.errors import InvalidInput
@@ -69,21 +70,25 @@ class FeatureMap:
         return [display_scale(projection) for projection in self.projections]
 
 
-def mosaic(pictures: Sequence[NDArray[np.uint8]], columns: int, rows: int, cell: int) -> NDArray[np.uint8]:
-    """Pictures (h, w, 3) row by row on grey, each fitted into a cell with its aspect kept: (H, W, 3)."""
+def mosaic(
+    pictures: Sequence[NDArray[np.uint8]], columns: int, rows: int, cell: int, gap: int = 0
+) -> NDArray[np.uint8]:
+    """Pictures (h, w, 3) row by row on grey, each fitted into a cell with its aspect kept: (H, W, 3).
+
+    Between cells are ``gap`` white pixels.
+    """
     if columns * rows < len(pictures):
         raise InvalidInput(f"{len(pictures)} pictures, expected at most {columns * rows}: give more rows")
-    sheet = np.full((rows * cell, columns * cell, 3), GREY, np.uint8)
+    step = cell + gap
+    sheet = np.full((rows * step - gap, columns * step - gap, 3), 255 if gap else GREY, np.uint8)
     for i, picture in enumerate(pictures):
-        y, x = (i // columns) * cell, (i % columns) * cell
+        y, x = (i // columns) * step, (i % columns) * step
         sheet[y : y + cell, x : x + cell] = fitted(picture, cell)
     return sheet
 
 
 def fitted(picture: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     """A picture (h, w, 3) scaled into a grey square; few pixels stay visible as pixels."""
-    from PIL import Image
-
     height, width = picture.shape[:2]
     square = np.full((side, side, 3), GREY, np.uint8)
     if not picture.size:

@@ -15,6 +15,7 @@ image. (Whether one unit an image, and which crop, the paper does not say.)
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import warnings
@@ -22,9 +23,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from captum.attr import Attribution
 from captum.log import log_usage
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -33,7 +36,9 @@ from deconvviz.capture.reading import evaluating
 from deconvviz.comparison import shuffled_weights
 from deconvviz.errors import CheckpointError, InvalidInput, NoForwardPass, UnknownLayer
 from deconvviz.explorer import explore
+from deconvviz.feature_map import mosaic
 from deconvviz.grid_layer import GridLayer, LayerPlace, find_places
+from deconvviz.images import display_scale, displayable
 from deconvviz.inputs import input_tensors
 from deconvviz.layers import Layer, locate
 from deconvviz.mining.archive import model_fingerprint
@@ -257,6 +262,10 @@ class FilterGrid(Attribution):
             )
         return self._found
 
+    def name(self, image: int) -> str:
+        """An image's file, or "image 7"."""
+        return self._images.name(image) if self._images is not None else f"image {image}"
+
     @property
     def left_out(self) -> dict[int, str]:
         """Number of each image that was left out, and why: it could not be read, or gave NaN or infinite values."""
@@ -280,6 +289,25 @@ class FilterGrid(Attribution):
         shuffled = shuffled_weights(self.model).eval() if control else None
         name = title or f"{type(self.model).__name__}: what its feature maps look for"
         return explore(self, out, shuffled=shuffled, title=name, **options)
+
+    @staticmethod
+    def filters(
+        model: nn.Module, layer: Layer, common_scale: bool = True, cell: int = 48
+    ) -> NDArray[np.uint8]:
+        """A convolution's kernels about mid-grey, as pixels (H, W, 3); other than 3 input maps by their mean.
+
+        ``common_scale`` makes their brightness comparable; else each has its own contrast.
+        """
+        module = model.get_submodule(locate(model, layer)[0])
+        if not isinstance(module, nn.Conv2d):
+            raise InvalidInput(
+                f"layer {layer!r} is a {type(module).__name__}; expected a Conv2d, which has kernels"
+            )
+        kernels = module.weight.detach()
+        scale = display_scale(kernels) or None if common_scale else None
+        columns = math.ceil(math.sqrt(1.5 * len(kernels)))
+        pictures = [displayable(kernel, scale) for kernel in kernels]
+        return mosaic(pictures, columns, math.ceil(len(kernels) / columns), cell, gap=max(cell // 12, 1))
 
     @log_usage()
     def attribute(self, inputs: Tensor, fmaps: Sequence[int] | None = None) -> Any:

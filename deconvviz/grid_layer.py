@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import NamedTuple
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from deconvviz.capture import watch
@@ -15,9 +17,11 @@ from deconvviz.capture.reading import LayerCall, evaluating
 from deconvviz.errors import FeatureMapOutOfRange, InvalidInput, NoForwardPass
 from deconvviz.feature_map import Box, FeatureMap
 from deconvviz.geometry import Axis, ReceptiveField, receptive_field
+from deconvviz.images import IMAGENET_MEAN, IMAGENET_STD
 from deconvviz.layers import address, find_call
 from deconvviz.mining.data import Images
 from deconvviz.mining.strongest import NOBODY, Strongest
+from deconvviz.plotting.feature_maps import feature_maps
 from deconvviz.unit_projection import Unit, crop_of, project_units
 
 IMAGES_AT_ONCE = 64
@@ -75,22 +79,25 @@ class Shown(NamedTuple):
     image: Tensor
     """Its whole image (C, *S)."""
     crop: tuple[slice, ...]
+    """Of the image (C, *S)."""
     projection: Tensor
     """Over the crop (C, *crop); zero elsewhere."""
 
     def patch(self, box: Box) -> Tensor:
         """The image's part in a box."""
-        return self.image[(..., *(slice(first, end) for first, end in box))]
+        where = slice(None), *(slice(first, end) for first, end in box)
+        return self.image[where]
 
     def inside(self, box: Box) -> Tensor:
         """The projection's part in a box inside the crop."""
-        shifted = (slice(b[0] - c.start, b[1] - c.start) for b, c in zip(box, self.crop, strict=True))
-        return self.projection[(..., *shifted)]
+        pairs = zip(box, self.crop[1:], strict=True)
+        where = slice(None), *(slice(b[0] - crop.start, b[1] - crop.start) for b, crop in pairs)
+        return self.projection[where]
 
     def whole(self) -> Tensor:
         """The projection over the whole image (C, *S)."""
         pixels = torch.zeros_like(self.image)
-        pixels[(..., *self.crop)] = self.projection.to(pixels.dtype)
+        pixels[self.crop] = self.projection.to(pixels.dtype)
         return pixels
 
 
@@ -131,6 +138,28 @@ class GridLayer(Sequence[FeatureMap]):
                 box = self.box(unit.fmap, unit.rank)
                 shown[unit.fmap, unit.rank] = unit.patch(box).clone(), unit.inside(box).clone()
             yield from (self._map(fmap, shown) for fmap in part)
+
+    def figure(
+        self,
+        fmaps: Sequence[int] | None = None,
+        random: int | None = None,
+        seed: int = 0,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> Figure:
+        """Figure 2's layout: each map's projections beside its patches.
+
+        Args:
+            fmaps: which maps; all by default.
+            random: draw so many of them at random with ``seed``, of the living ones, as the paper's figure.
+            mean, std: those that the images were normalised with.
+        """
+        chosen = self.chosen(fmaps)
+        if random is not None:
+            dead = set(self.dead)
+            living = [fmap for fmap in chosen if fmap not in dead]
+            chosen = sorted(Random(seed).sample(living, min(random, len(living))))
+        return feature_maps(self.maps(chosen), f"{self.name}: {self.place.field}", mean, std)
 
     def units(self, fmaps: Sequence[int]) -> Iterator[Shown]:
         """All units of these maps, projected, in the order of their images: each is read once.

@@ -20,7 +20,7 @@ from deconvviz.capture import watch
 from deconvviz.capture.reading import LayerCall
 from deconvviz.geometry import ReceptiveField
 from deconvviz.layers import find_call
-from deconvviz.mining.passes import out_of_memory
+from deconvviz.memory import out_of_memory
 from deconvviz.projection import back_to_inputs
 from deconvviz.tape import Tape, flatten
 
@@ -79,11 +79,12 @@ def project_units(
 
 
 def crop_of(field: ReceptiveField, position: Sequence[int]) -> tuple[slice, ...]:
-    """The part of the image's spatial axes that the unit at ``position`` is computed from."""
+    """The part of an image (C, *S) that the unit at ``position`` is computed from."""
     if field.covers_image:  # the layer may have other axes than the image, or none
-        return tuple(slice(0, axis.image) for axis in field.axes)
+        return slice(None), *(slice(0, axis.image) for axis in field.axes)
     starts = [axis.crop_start(i) for axis, i in zip(field.axes, position, strict=True)]
-    return tuple(slice(start, start + axis.crop_size) for axis, start in zip(field.axes, starts, strict=True))
+    pairs = zip(field.axes, starts, strict=True)
+    return slice(None), *(slice(start, start + axis.crop_size) for axis, start in pairs)
 
 
 def _project(
@@ -97,7 +98,7 @@ def _project(
     like: Tensor,
 ) -> tuple[Tensor, int]:
     """The projections of one batch (U, C, *crop), and the bytes of the values of one unit's pass."""
-    crops = torch.stack([unit.image[(..., *crop_of(field, unit.position))] for unit in units])
+    crops = torch.stack([unit.image[crop_of(field, unit.position)] for unit in units])
     tape, output = watch(model, (crops.to(like.device, like.dtype),), (), layer, gradient)
     (value,) = find_call(tape, *layer).outputs
     (activation,) = flatten(output)

@@ -137,6 +137,31 @@ def test_the_picture_is_figure_2s_layout():
     assert picture.shape == (90, 90 + 2 + 90, 3) and picture.dtype == np.uint8
 
 
+def test_figures_of_chosen_random_and_all_maps():
+    model = net()
+    with torch.no_grad():
+        model[0].bias[2] = -100.0
+    layer = fit(images(), ["1"], model)["1"]
+    titles = lambda figure: [axes.get_title() for axes in figure.axes if axes.images]  # noqa: E731
+    assert [title.split(":")[0] for title in titles(layer.figure())] == [f"map {i}" for i in range(6)]
+    assert titles(layer.figure([2])) == ["map 2: dead"]
+    drawn = {tuple(titles(layer.figure(random=2, seed=seed))) for seed in range(8)}
+    assert len(drawn) > 1 and all(len(two) == 2 and "map 2: dead" not in two for two in drawn)
+    assert titles(layer.figure(random=2, seed=1)) == titles(layer.figure(random=2, seed=1))
+
+
+def test_filters_are_drawn_at_one_scale_or_each_at_its_own():
+    model = net()
+    with torch.no_grad():
+        model[0].weight[1] *= 0.01
+    common, own = (FilterGrid.filters(model, "0", common_scale, cell=30) for common_scale in (True, False))
+    assert common.shape == own.shape == (2 * 32 - 2, 3 * 32 - 2, 3)
+    second = np.s_[:30, 32:62]
+    assert np.abs(common[second].astype(int) - 128).max() < 10 < np.abs(own[second].astype(int) - 128).max()
+    with pytest.raises(InvalidInput, match="Conv2d"):
+        FilterGrid.filters(model, "1")
+
+
 def test_attribute_is_captum_shaped():
     x, model = images(12), net()
     grid = FilterGrid(model, model[4], k=3)

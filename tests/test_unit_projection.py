@@ -46,7 +46,7 @@ def firing_units(output, x):
 
 def whole(field, unit, pixels):
     full = torch.zeros_like(unit.image)
-    full[(..., *crop_of(field, unit.position))] = pixels
+    full[crop_of(field, unit.position)] = pixels
     return full
 
 

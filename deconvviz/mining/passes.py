@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from deconvviz.capture.reading import LayerCall, reading
 from deconvviz.errors import InvalidInput
+from deconvviz.memory import out_of_memory
 from deconvviz.mining.strongest import Strongest
 
 
@@ -77,17 +78,3 @@ def mining(
     miner = Miner(states, like, autocast, channels_last)
     with reading(model, layers, miner.use) as miner.run:
         yield miner
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error tells that memory ran out, on any device; the caches are emptied then."""
-    text = str(error).lower()
-    full = (
-        isinstance(error, MemoryError)
-        or "out of memory" in text
-        or "allocate memory" in text
-        or "not enough memory" in text
-    )
-    if full and torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return full
