@@ -37,11 +37,14 @@ from torch import Tensor, nn
 from deconvviz.capture import left_as_found
 from deconvviz.clean_passes import IMPOSSIBLE, clean_passes
 from deconvviz.errors import InvalidInput, UnsupportedModel
-from deconvviz.fills import filled
+from deconvviz.fills import Fill, filled
 from deconvviz.inputs import require_finite
+from deconvviz.layers import Layer
+from deconvviz.occlusion_maps import OcclusionMaps, occlusion_maps
+from deconvviz.refinement import Refine
 from deconvviz.shards import gathered, own_share
 from deconvviz.sweep import ChangedParts, WholePasses, sweep
-from deconvviz.units import require
+from deconvviz.units import FeatureMaps, require
 from deconvviz.windows import Windows
 
 ENGINES = ("auto", "incremental", "full")
@@ -138,6 +141,48 @@ class OcclusionSensitivity(PerturbationAttribution):
                 results.append(_averaged(windows[i], falls, tensor, clean))
         return tuple(results) if isinstance(inputs, tuple) else results[0]
 
+    def maps(
+        self,
+        inputs: Tensor,
+        patch: int | tuple[int, int],
+        stride: int | tuple[int, int],
+        layer: Layer,
+        fmap: FeatureMaps = "strongest",
+        targets: Any = None,
+        *,
+        baseline: Fill = None,
+        score: str = "probability",
+        labels: int = 5,
+        refine: Refine | None = None,
+        perturbations_per_eval: int | str = "auto",
+        show_progress: bool = False,
+    ) -> OcclusionMaps:
+        """The four maps of the paper's figure 7, all from one sweep of a patch over the pictures.
+
+        Args:
+            inputs: (N, C, H, W), normalised as the model was trained; the model gives scores (N, classes).
+            patch, stride: in pixels, one number or (height, width); the patch covers all channels.
+            layer: whose feature map is watched, as in :meth:`Deconvnet.project`.
+            fmap: a feature map, or ``"strongest"``, the one with the largest total activation in each clean image.
+            targets: classes whose score is watched: one, several, or (N, T); by default the most probable one.
+            baseline: what covers, as ``baselines`` of :meth:`attribute`.
+            score: ``"probability"``, the softmax of the model's output, or ``"logit"``, the output itself.
+            labels: how many of the most probable labels to keep at each position.
+            refine: compute only some of the windows (:class:`~deconvviz.refinement.Refine`); by default all.
+            perturbations_per_eval, show_progress: as in :meth:`attribute`.
+
+        Raises:
+            InvalidInput, TargetOutOfRange, UnknownLayer, AmbiguousLayer, LayerNotRun, FeatureMapOutOfRange,
+            UnsupportedOperation, WindowFailed: as their names say.
+        """
+        batch = _whole_number(perturbations_per_eval)
+        autocast = contextlib.nullcontext() if self.autocast is None else _autocast(inputs, self.autocast)
+        with autocast:
+            return occlusion_maps(
+                self.forward_func, inputs, patch, stride, layer, fmap, targets, fill=baseline, score=score,
+                best=labels, refine=refine, engine=self.engine, batch=batch, progress=show_progress, shard=self.shard,
+            )  # fmt: skip
+
     def _falls(
         self,
         model: _Selected,
@@ -196,8 +241,12 @@ class OcclusionSensitivity(PerturbationAttribution):
             if isinstance(self.forward_func, nn.Module):
                 stack.enter_context(left_as_found(self.forward_func))
             if self.autocast is not None:
-                stack.enter_context(torch.autocast(tensors[0].device.type, self.autocast))
+                stack.enter_context(_autocast(tensors[0], self.autocast))
             yield
+
+
+def _autocast(inputs: Tensor, dtype: torch.dtype) -> Any:
+    return torch.autocast(inputs.device.type, dtype)
 
 
 class _Selected:
@@ -265,9 +314,7 @@ def _windows(tensors: tuple[Tensor, ...], shapes: Any, strides: Any, masks: Any)
 
 def _batch(asked: Any, model: _Selected, tensors: tuple[Tensor, ...], clean: Tensor) -> int | None:
     """Windows in a batch; ``None`` to find out. An output that does not grow with the batch takes them one by one."""
-    if asked != "auto" and (isinstance(asked, bool) or not isinstance(asked, int) or asked < 1):
-        raise InvalidInput(f"perturbations_per_eval is {asked!r}; expected 'auto' or an int from 1 on")
-    if asked == 1:
+    if _whole_number(asked) == 1:
         return 1
     twice = model.run(tuple(t.repeat(2, *[1] * (t.dim() - 1)) for t in tensors), 2) if clean.dim() else clean
     if clean.dim() and twice.dim() and len(twice) == 2 * len(clean):
@@ -278,6 +325,15 @@ def _batch(asked: Any, model: _Selected, tensors: tuple[Tensor, ...], clean: Ten
         f"perturbations_per_eval is {asked}, but the output {tuple(clean.shape)} of {len(tensors[0])} inputs is "
         f"{tuple(twice.shape)} for twice as many, so it does not grow with the batch: use 1 or 'auto'"
     )
+
+
+def _whole_number(asked: Any) -> int | None:
+    """Windows in a batch as asked for; ``None`` for ``"auto"``."""
+    if asked == "auto":
+        return None
+    if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
+        raise InvalidInput(f"perturbations_per_eval is {asked!r}; expected 'auto' or an int from 1 on")
+    return asked
 
 
 def _averaged(windows: Windows, falls: Tensor, tensor: Tensor, clean: Tensor) -> Tensor:

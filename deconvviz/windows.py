@@ -20,7 +20,7 @@ from deconvviz.errors import InvalidInput
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """W windows over an input (N, *shape), as captum's ``Occlusion`` numbers them: the first axis changes fastest."""
+    """W windows over an input (N, *shape)."""
 
     shape: tuple[int, ...]
     """The input's shape without the batch axis, (C, *S) for a picture."""
@@ -33,7 +33,10 @@ class Windows:
 
     @classmethod
     def sliding(cls, shape: Sequence[int], extent: Sequence[int], strides: Sequence[int]) -> Windows:
-        """Windows of ``extent`` at every multiple of ``strides``; the last one on an axis reaches the end."""
+        """Windows of ``extent`` at every multiple of ``strides``; the last one on an axis reaches the end.
+
+        They are numbered as captum's ``Occlusion`` does: the first axis changes fastest.
+        """
         counts = [
             math.ceil((n - window) / stride) + 1
             for n, window, stride in zip(shape, extent, strides, strict=True)

@@ -140,10 +140,11 @@ class TwoInputs(nn.Module):
 def test_several_inputs_and_additional_arguments(batch):
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(3, 6, 5, generator=generator), torch.randn(3, 4, generator=generator)
-    arguments = dict(
-        sliding_window_shapes=((2, 3), (2,)), strides=((2, 1), 1), baselines=(0.5, torch.ones(1, 4)), target=[0, 1, 1],
-        additional_forward_args=(2.0, torch.randn(3, 1, generator=generator)),
-    )  # fmt: skip
+    arguments = {
+        "sliding_window_shapes": ((2, 3), (2,)), "strides": ((2, 1), 1), "baselines": (0.5, torch.ones(1, 4)),
+        "target": [0, 1, 1],
+        "additional_forward_args": (2.0, torch.randn(3, 1, generator=generator)),
+    }  # fmt: skip
     captum = Occlusion(TwoInputs()).attribute(inputs, **arguments)
     found = OcclusionSensitivity(TwoInputs()).attribute(inputs, perturbations_per_eval=batch, **arguments)
     assert isinstance(found, tuple)
@@ -180,18 +181,20 @@ def test_whole_number_inputs():
 
 
 BAD = {
-    "larger than the input": dict(sliding_window_shapes=(3, 9, 4)),
-    "too few dimensions": dict(sliding_window_shapes=(4, 4)),
-    "for two inputs": dict(sliding_window_shapes=((3, 4, 4), (3, 4, 4))),
-    "stride leaves gaps": dict(sliding_window_shapes=(3, 4, 4), strides=(3, 5, 4)),
-    "stride of two dimensions": dict(sliding_window_shapes=(3, 4, 4), strides=(4, 4)),
-    "strides for two inputs": dict(sliding_window_shapes=(3, 4, 4), strides=((3, 4, 4), (3, 4, 4))),
-    "no evaluations": dict(sliding_window_shapes=(3, 4, 4), perturbations_per_eval=0),
-    "half an evaluation": dict(sliding_window_shapes=(3, 4, 4), perturbations_per_eval=0.5),
-    "a list as stride": dict(sliding_window_shapes=(3, 4, 4), strides=[3, 4, 4]),
-    "an output that does not grow": dict(
-        sliding_window_shapes=(3, 4, 4), perturbations_per_eval=2, forward=lambda x: x.sum()
-    ),
+    "larger than the input": {"sliding_window_shapes": (3, 9, 4)},
+    "too few dimensions": {"sliding_window_shapes": (4, 4)},
+    "for two inputs": {"sliding_window_shapes": ((3, 4, 4), (3, 4, 4))},
+    "stride leaves gaps": {"sliding_window_shapes": (3, 4, 4), "strides": (3, 5, 4)},
+    "stride of two dimensions": {"sliding_window_shapes": (3, 4, 4), "strides": (4, 4)},
+    "strides for two inputs": {"sliding_window_shapes": (3, 4, 4), "strides": ((3, 4, 4), (3, 4, 4))},
+    "no evaluations": {"sliding_window_shapes": (3, 4, 4), "perturbations_per_eval": 0},
+    "half an evaluation": {"sliding_window_shapes": (3, 4, 4), "perturbations_per_eval": 0.5},
+    "a list as stride": {"sliding_window_shapes": (3, 4, 4), "strides": [3, 4, 4]},
+    "an output that does not grow": {
+        "sliding_window_shapes": (3, 4, 4),
+        "perturbations_per_eval": 2,
+        "forward": lambda x: x.sum(),
+    },
 }
 
 
@@ -210,15 +213,15 @@ def test_what_captum_rejects_is_rejected(arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(sliding_window_shapes=(3, 0, 4)), "does not fit"),
-        (dict(sliding_window_shapes=(3, 4, 4), strides=0), "leaves gaps"),
-        (dict(), "sliding_window_shapes is missing"),
-        (dict(sliding_window_shapes=(3, 4, 4), masks=torch.ones(1, 8, 8)), "choose one"),
-        (dict(masks=torch.ones(1, 7, 8)), "masks have shape"),
-        (dict(masks=torch.zeros(1, 8, 8)), "covers nothing"),
-        (dict(sliding_window_shapes=(3, 4, 4), baselines="grey"), "the fill is 'grey'"),
-        (dict(sliding_window_shapes=(3, 4, 4), baselines=torch.ones(5)), "broadcastable"),
-        (dict(sliding_window_shapes=(3, 4, 4), baselines=(0, 0)), "2 baselines for 1 inputs"),
+        ({"sliding_window_shapes": (3, 0, 4)}, "does not fit"),
+        ({"sliding_window_shapes": (3, 4, 4), "strides": 0}, "leaves gaps"),
+        ({}, "sliding_window_shapes is missing"),
+        ({"sliding_window_shapes": (3, 4, 4), "masks": torch.ones(1, 8, 8)}, "choose one"),
+        ({"masks": torch.ones(1, 7, 8)}, "masks have shape"),
+        ({"masks": torch.zeros(1, 8, 8)}, "covers nothing"),
+        ({"sliding_window_shapes": (3, 4, 4), "baselines": "grey"}, "the fill is 'grey'"),
+        ({"sliding_window_shapes": (3, 4, 4), "baselines": torch.ones(5)}, "broadcastable"),
+        ({"sliding_window_shapes": (3, 4, 4), "baselines": (0, 0)}, "2 baselines for 1 inputs"),
     ],
 )
 def test_what_makes_no_sense_is_rejected(arguments, message):

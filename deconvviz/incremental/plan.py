@@ -112,6 +112,14 @@ class Batch:
         region = self.plan.region(value)
         return clean_boxes(self.plan.clean.value(value, region.axes), region)
 
+    def total(self, value: int, fmap: int) -> Tensor:
+        """(B,): a feature map's total activation, on axis 1 of a value."""
+        region, clean = self.plan.regions[value], self.plan.clean.contents[value]
+        if region is None or 1 in region.axes:
+            return self.whole(value)[:, fmap].flatten(1).sum(1)
+        change = self.held[value][:, fmap] - self.clean_crops(value)[:, fmap]
+        return clean[0, fmap].sum() + change.flatten(1).sum(1)
+
     def read(self, value: int, wanted: Region, fill: float = 0.0) -> Tensor:
         """Other boxes of a value, the padding included (:func:`~deconvviz.incremental.crops.read`)."""
         region = self.plan.region(value)

@@ -1,0 +1,335 @@
+"""Figure 7 of the paper: what four quantities do while a grey patch moves over a picture, from one sweep."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from deconvviz.capture import left_as_found, require_module, watch
+from deconvviz.capture.reading import reading
+from deconvviz.clean_passes import IMPOSSIBLE, clean_passes
+from deconvviz.deconvnet import Deconvnet
+from deconvviz.errors import InvalidInput, TargetOutOfRange, UnsupportedModel
+from deconvviz.fills import Fill, filled
+from deconvviz.incremental import Batch
+from deconvviz.inputs import input_tensors
+from deconvviz.layers import Layer, find_call, locate
+from deconvviz.refinement import Refine, Refinement, Rows, refined
+from deconvviz.shards import gathered, own_share
+from deconvviz.sweep import ChangedParts, WholePasses, sweep
+from deconvviz.units import FeatureMaps, feature_maps, require
+from deconvviz.windows import Windows
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SCORES = ("probability", "logit")
+
+
+@dataclass(frozen=True)
+class OcclusionMaps:
+    """The four maps of figure 7. One *cell* (y, x) is one position of the patch; N images, T targets."""
+
+    images: Tensor
+    """(N, C, H, W), as given."""
+    boxes: Tensor
+    """(Y, X, 4) in pixels: y0, y1, x0, x1 of the patch, ends excluded."""
+    layer: str
+    fmaps: Tensor
+    """(N,): the feature map that is watched in each image."""
+    activation_cells: Tensor
+    """(b), (N, Y, X): the feature map's total activation with the patch there."""
+    clean_activation: Tensor
+    """(N,): without a patch."""
+    projection: Tensor
+    """(c), (N, C, H, W): the feature map's strongest unit in the clean image, back to the pixels."""
+    targets: Tensor
+    """(N, T)."""
+    score: str
+    """``"probability"``: the softmax of the model's output; ``"logit"``: the output itself."""
+    score_cells: Tensor
+    """(d), (N, T, Y, X): each target's score with the patch there."""
+    clean_scores: Tensor
+    """(N, T): without a patch."""
+    label_cells: Tensor
+    """(e), (N, k, Y, X): the labels with the highest scores with the patch there, best first."""
+    label_scores: Tensor
+    """(N, k, Y, X): theirs."""
+    refinements: Sequence[Refinement] = ()
+    """Of a refined sweep, one for each image; none if every window was computed."""
+
+    @property
+    def activation_pixels(self) -> Tensor:
+        """(b) in pixels, (N, H, W): the mean over the patches that covered the pixel."""
+        return self.in_pixels(self.activation_cells)
+
+    @property
+    def score_pixels(self) -> Tensor:
+        """(d) in pixels, (N, T, H, W): the mean over the patches that covered the pixel."""
+        return self.in_pixels(self.score_cells)
+
+    def in_pixels(self, cells: Tensor) -> Tensor:
+        """A map in cells (..., Y, X) as one in pixels (..., H, W): the mean over the patches that cover each pixel."""
+        boxes = self.boxes.flatten(0, 1).tolist()
+        flat = cells.flatten(0, -3).flatten(-2) if cells.dim() > 2 else cells.reshape(1, -1)
+        space = self.images.shape[2:]
+        total, counts = flat.new_zeros(len(flat), *space), flat.new_zeros(space)
+        for number, (y0, y1, x0, x1) in enumerate(boxes):
+            total[:, y0:y1, x0:x1] += flat[:, number].view(-1, 1, 1)
+            counts[y0:y1, x0:x1] += 1
+        return (total / counts).view(*cells.shape[:-2], *space)
+
+    def figure(
+        self, image: int = 0, labels: Sequence[str] | None = None, others: Sequence[Tensor] = ()
+    ) -> Figure:
+        """Draw one image's row of figure 7: the patch, (b), (c), (d) and (e).
+
+        Args:
+            image: which of the N.
+            labels: the classes' names, by number.
+            others: projections (C, H, W) of the same feature map from other images, shown beside (c).
+        """
+        from deconvviz.plotting.occlusion import figure7
+
+        return figure7(self, image, labels, others)
+
+
+def occlusion_maps(
+    model: Any,
+    images: Tensor,
+    patch: int | tuple[int, int],
+    stride: int | tuple[int, int],
+    layer: Layer,
+    fmap: FeatureMaps = "strongest",
+    targets: Any = None,
+    *,
+    fill: Fill = None,
+    score: str = "probability",
+    best: int = 5,
+    refine: Refine | None = None,
+    engine: str = "auto",
+    batch: int | None = None,
+    progress: bool = False,
+    shard: bool = False,
+) -> OcclusionMaps:
+    """See :meth:`deconvviz.OcclusionSensitivity.maps`."""
+    model = require_module(model)
+    require("score", score, SCORES)
+    (images,) = input_tensors(images, model)
+    if images.dim() != 4:
+        raise InvalidInput(f"images have shape {tuple(images.shape)}; expected (N, C, H, W)")
+    windows, grid = _grid(images, patch, stride)
+    with left_as_found(model), torch.no_grad():
+        found = _Maps(model, images, layer, fmap, targets, score, best, shard)
+        if refine is None:
+            rows, refinements = found.sweep(images, windows, fill, engine, batch, progress), []
+        else:
+            rows, refinements = _refined(found, images, windows, grid, fill, engine, batch, progress, refine)
+        with Deconvnet(model) as deconv:
+            projections = [
+                deconv.project(layer, int(m), inputs=images[n : n + 1]) for n, m in enumerate(found.fmaps)
+            ]
+    cells = {name: values.movedim(0, -1).unflatten(-1, grid) for name, values in rows.items()}
+    boxes = [
+        [edge for side in windows.box(w)[1:] for edge in (side.start, side.stop)] for w in range(len(windows))
+    ]
+    return OcclusionMaps(
+        images=images,
+        boxes=torch.tensor(boxes).view(*grid, 4),
+        layer=layer if isinstance(layer, str) else locate(model, layer)[0],
+        fmaps=found.fmaps,
+        activation_cells=cells["activation"],
+        clean_activation=found.clean["activation"],
+        projection=torch.cat(projections),
+        targets=found.targets,
+        score=score,
+        score_cells=cells["scores"],
+        clean_scores=found.clean["scores"],
+        label_cells=cells["labels"],
+        label_scores=cells["label_scores"],
+        refinements=tuple(refinements),
+    )
+
+
+def _grid(images: Tensor, patch: Any, stride: Any) -> tuple[Windows, tuple[int, int]]:
+    """Windows over whole pictures, row by row; and how many rows and columns."""
+    channels, *space = images.shape[1:]
+    sides = []
+    for name, given in (("patch", patch), ("stride", stride)):
+        pair = (given, given) if isinstance(given, int) else tuple(given)
+        if len(pair) != 2 or not all(isinstance(n, int) and n >= 1 for n in pair):
+            raise InvalidInput(
+                f"{name} is {given!r}; expected pixels, one number or (height, width), from 1 on"
+            )
+        sides.append(pair)
+    extent, steps = sides
+    if any(w > n for w, n in zip(extent, space, strict=True)):
+        raise InvalidInput(f"patch {extent} does not fit images of {space[0]} x {space[1]} pixels")
+    starts = [
+        np.arange(0, n - w + s, s, dtype=np.int64) for n, w, s in zip(space, extent, steps, strict=True)
+    ]
+    y, x = np.meshgrid(*starts, indexing="ij")
+    firsts = np.stack([np.zeros(y.size, np.int64), y.ravel(), x.ravel()])
+    return Windows(tuple(images.shape[1:]), firsts, (channels, *extent)), (len(starts[0]), len(starts[1]))
+
+
+class _Maps:
+    """What is watched while the patch moves, and its value in the clean images."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        layer: Layer,
+        fmap: Any,
+        targets: Any,
+        score: str,
+        best: int,
+        shard: bool,
+    ) -> None:
+        self.model, self.layer, self.score, self.shard = model, layer, score, shard
+        tape, _ = watch(model, (images[:1],))
+        call = find_call(tape, *locate(model, layer))
+        self.call = (call.name, call.number)
+        activation, outputs = self._pass(images)
+        if activation.dim() < 2 or outputs.dim() != 2 or len(outputs) != len(images):
+            raise InvalidInput(
+                f"the layer gives {tuple(activation.shape)} and the model {tuple(outputs.shape)} for {len(images)} "
+                "images; expected feature maps (N, C, ...) and scores (N, classes)"
+            )
+        single, maps = feature_maps(activation, fmap)
+        if not single:
+            raise InvalidInput(f"fmap is {fmap!r}; expected one feature map or 'strongest'")
+        self.fmaps = maps[:, 0]
+        self.best = min(best, outputs.shape[1])
+        self.targets = _targets(targets, outputs)
+        self.clean = {name: rows[0] for name, rows in self._rows(activation, outputs, 1).items()}
+
+    def sweep(
+        self, images: Tensor, windows: Windows, fill: Fill, engine: str, batch: int | None, progress: bool,
+        only: NDArray[np.int64] | None = None,
+    ) -> Rows:  # fmt: skip
+        """The results of every window, or of those of the numbers ``only``."""
+        content = filled(images, fill)
+        changed = self._changed(images, windows, content) if engine != "full" else None
+        if changed is None and engine == "incremental":
+            raise UnsupportedModel("this model can't be computed in part: use engine='full' or 'auto'")
+
+        def run(inputs: tuple[Tensor, ...], count: int) -> Rows:
+            return self._rows(*self._pass(inputs[0]), count)
+
+        whole = [WholePasses(run, (images,), 0, windows, content, layout) for layout in (False, True)]
+        order = windows.order()
+        if only is not None:
+            order = order[np.isin(order, only)]
+        numbers, parts = [np.zeros(0, np.int64)], []
+        engines = [] if engine == "incremental" else whole
+        device = images.device.type
+        for chosen, rows in sweep(changed, engines, own_share(order, self.shard), batch, device, progress):
+            numbers.append(chosen)
+            parts.append({name: values.cpu() for name, values in rows.items()})
+        places = torch.from_numpy(np.searchsorted(np.sort(order), np.concatenate(numbers)))
+        results = {}
+        for name, clean in self.clean.items():
+            everything = torch.zeros(len(order), *clean.shape, dtype=clean.dtype)
+            if parts:
+                everything[places] = torch.cat([part[name] for part in parts])
+            results[name] = gathered(everything, self.shard)
+        return results
+
+    def only(self, n: int) -> _Maps:
+        """The same for one of the images."""
+        one = copy.copy(self)
+        one.fmaps, one.targets = self.fmaps[n : n + 1], self.targets[n : n + 1]
+        one.clean = {name: values[n : n + 1] for name, values in self.clean.items()}
+        return one
+
+    def _changed(self, images: Tensor, windows: Windows, fill: Tensor) -> ChangedParts | None:
+        try:
+            passes, (output, value) = clean_passes(self.model, images, (), f"{self.call[0]}#{self.call[1]}")
+        except IMPOSSIBLE:
+            return None
+
+        def finish(batches: Sequence[Batch], count: int) -> Rows:
+            outputs = torch.stack([batch.whole(output) for batch in batches], 1).flatten(0, 1)
+            totals = [batch.total(value, int(m)) for batch, m in zip(batches, self.fmaps, strict=True)]
+            return self._scores(torch.stack(totals, 1), outputs, count)
+
+        return ChangedParts(passes, images, windows, fill, finish)
+
+    def _pass(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer's activation, and the model's output."""
+        found: dict[int, Tensor] = {}
+        with reading(self.model, [self.call, ("", 1)], lambda i, t: found.update({i: t.clone()})) as run:
+            run(images)
+        return found[0], found[1]
+
+    def _rows(self, activation: Tensor, outputs: Tensor, count: int) -> Rows:
+        """Results of ``count`` copies of the images."""
+        chosen = activation.unflatten(0, (count, -1))[:, torch.arange(len(self.fmaps)), self.fmaps]
+        return self._scores(chosen.reshape(*chosen.shape[:2], -1).sum(-1), outputs, count)
+
+    def _scores(self, totals: Tensor, outputs: Tensor, count: int) -> Rows:
+        scores = (outputs.softmax(1) if self.score == "probability" else outputs).unflatten(0, (count, -1))
+        best = scores.topk(self.best, dim=2)
+        targets = self.targets.expand(count, -1, -1)
+        return {
+            "activation": totals,
+            "scores": scores.gather(2, targets),
+            "labels": best.indices,
+            "label_scores": best.values,
+        }
+
+
+def _targets(given: Any, outputs: Tensor) -> Tensor:
+    """(N, T): the classes asked for, by default each image's most probable one."""
+    if given is None:
+        return outputs.argmax(1, keepdim=True)
+    try:
+        targets = torch.as_tensor(given)
+        if targets.is_floating_point() or targets.dtype == torch.bool:
+            raise TypeError
+        targets = targets.to(outputs.device).long()
+        targets = (
+            targets.view(-1).expand(len(outputs), -1)
+            if targets.dim() < 2
+            else targets.expand(len(outputs), -1)
+        )
+    except (RuntimeError, TypeError, ValueError):
+        raise InvalidInput(
+            f"targets are {given!r}; expected a class, several for all images, or a tensor ({len(outputs)}, T)"
+        ) from None
+    if targets.numel() == 0 or int(targets.min()) < 0 or int(targets.max()) >= outputs.shape[1]:
+        raise TargetOutOfRange(
+            f"targets are {given!r}, but the model has classes 0 to {outputs.shape[1] - 1}"
+        )
+    return targets
+
+
+def _refined(
+    found: _Maps, images: Tensor, windows: Windows, grid: tuple[int, int], fill: Fill, engine: str,
+    batch: int | None, progress: bool, refine: Refine,
+) -> tuple[Rows, list[Refinement]]:  # fmt: skip
+    """Each image by itself, as each changes elsewhere."""
+    parts, refinements = [], []
+    content = filled(images, fill).expand(images.shape)
+    for n in range(len(images)):
+        one = found.only(n)
+        rows, refinement = refined(
+            lambda only, n=n, one=one: one.sweep(
+                images[n : n + 1], windows, content[n : n + 1], engine, batch, progress, only
+            ),
+            grid,
+            lambda rows: rows["scores"][:, 0, 0],
+            refine,
+        )
+        parts.append(rows)
+        refinements.append(refinement)
+    return {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}, refinements
