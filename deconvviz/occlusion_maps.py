@@ -128,8 +128,9 @@ def occlusion_maps(
     windows, grid = _grid(images, patch, stride)
     with left_as_found(model), torch.no_grad():
         found = _Maps(model, images, layer, fmap, targets, score, best, shard)
+        refinements: list[Refinement] = []
         if refine is None:
-            rows, refinements = found.sweep(images, windows, fill, engine, batch, progress), []
+            rows = found.sweep(images, windows, fill, engine, batch, progress)
         else:
             rows, refinements = _refined(found, images, windows, grid, fill, engine, batch, progress, refine)
         with Deconvnet(model) as deconv:
@@ -321,15 +322,14 @@ def _refined(
     parts, refinements = [], []
     content = filled(images, fill).expand(images.shape)
     for n in range(len(images)):
-        one = found.only(n)
-        rows, refinement = refined(
-            lambda only, n=n, one=one: one.sweep(
-                images[n : n + 1], windows, content[n : n + 1], engine, batch, progress, only
-            ),
-            grid,
-            lambda rows: rows["scores"][:, 0, 0],
-            refine,
-        )
+        one, image, fills = found.only(n), images[n : n + 1], content[n : n + 1]
+
+        def evaluate(
+            only: NDArray[np.int64], one: _Maps = one, image: Tensor = image, fills: Tensor = fills
+        ) -> Rows:
+            return one.sweep(image, windows, fills, engine, batch, progress, only)
+
+        rows, refinement = refined(evaluate, grid, lambda rows: rows["scores"][:, 0, 0], refine)
         parts.append(rows)
         refinements.append(refinement)
     return {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}, refinements

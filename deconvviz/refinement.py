@@ -91,9 +91,9 @@ def refined(
         error = float(np.abs(found - guess[checks]).max() / max(np.ptp(everything), 1e-300))
         if len(checks) > 1 and np.ptp(found) > 0 and np.ptp(guess[checks]) > 0:
             correlation = float(np.corrcoef(found, guess[checks])[0, 1])
-    for numbers, values in [(coarse, results), *exact]:
+    for numbers, found_rows in [(coarse, results), *exact]:
         known.ravel()[numbers] = True
-        for name, value in values.items():
+        for name, value in found_rows.items():
             whole[name][torch.from_numpy(numbers)] = value
     return whole, Refinement(torch.from_numpy(known), len(checks), error, correlation)
 
