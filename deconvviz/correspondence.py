@@ -9,8 +9,9 @@ features in the same direction in every image:
 so Δ is 0 where the part is treated alike and larger where it is not; boxes of the same sizes at random places are the
 control. The paper sums over pairs; its printed values are shares of one pair and feature, as these are.
 
-Caveats: signs are -1, 0 or 1, and features that neither occlusion reaches agree at 0. So a layer whose units see
-little of the picture has a small Δ for any part, and a small box a smaller one: compare rows of one layer, not layers.
+Caveat: signs are -1, 0 or 1, and features that neither occlusion moves agree at 0. So Δ is small for a layer whose
+units see little of the picture, for a small box, and for one on a plain background, as random ones often are. Beside Δ
+stands therefore the same share among the features that either of both moves, which none of these changes.
 
 >>> from torch import nn
 >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -46,6 +47,8 @@ class Consistency:
     layer: str
     pairs: Tensor
     """The share of features whose signs differ (P,), 0..1, for each pair of images, draw after draw."""
+    moved: Tensor
+    """The share of features that the occlusion of either image moves (P,), 0..1."""
 
     @property
     def mean(self) -> float:
@@ -57,10 +60,15 @@ class Consistency:
         """Over the pairs; 0 for a single one."""
         return self.pairs.std(correction=0).item()
 
+    @property
+    def mean_among_moved(self) -> float:
+        """Δ among the features that are moved, 0..1; 0 where none is."""
+        return (self.pairs / self.moved.clamp(min=1e-12)).mean().item()
+
 
 @dataclass(frozen=True)
 class Correspondence:
-    """Every part, then the random control, at every layer; prints as the paper's table."""
+    """Every part, then the random control, at every layer; prints as the paper's table, with Δ among the moved."""
 
     rows: tuple[Consistency, ...]
 
@@ -75,10 +83,11 @@ class Correspondence:
         layers = list(dict.fromkeys(row.layer for row in self.rows))
         parts = list(dict.fromkeys(row.part for row in self.rows))
         width = max(len("occluded"), *map(len, parts))
-        lines = [f"{'occluded':<{width}}  " + "  ".join(f"{layer:>15}" for layer in layers)]
+        lines = [f"{'occluded':<{width}}  " + "  ".join(f"{layer:>23}" for layer in layers)]
         for part in parts:
-            cells = (f"{self[part, layer].mean:.3f} ± {self[part, layer].std:.3f}" for layer in layers)
-            lines.append(f"{part:<{width}}  " + "  ".join(f"{cell:>15}" for cell in cells))
+            rows = [self[part, layer] for layer in layers]
+            cells = (f"{row.mean:.3f} ± {row.std:.3f} ({row.mean_among_moved:.3f})" for row in rows)
+            lines.append(f"{part:<{width}}  " + "  ".join(f"{cell:>23}" for cell in cells))
         return "\n".join(lines)
 
 
@@ -122,18 +131,21 @@ def correspondence(
         for occlusion in occlusions:
             occluded = features(model, _occluded(images, occlusion, fill), names)
             for found, x, hidden in zip(differing, clean, occluded, strict=True):
-                found.append(_differing_signs((x - hidden).flatten(1).sign()))
+                found.append(_compared((x - hidden).flatten(1).sign()))
         rows += [
-            Consistency(part, name, torch.cat(d).cpu()) for name, d in zip(names, differing, strict=True)
+            Consistency(part, name, *torch.cat(found, 1).cpu())
+            for name, found in zip(names, differing, strict=True)
         ]
     return Correspondence(tuple(rows))
 
 
-def _differing_signs(signs: Tensor) -> Tensor:
-    """The normalised Hamming distance (P,) of each pair of rows of (N, D)."""
-    return torch.stack(
-        [(signs[i] != signs[j]).double().mean() for i, j in combinations(range(len(signs)), 2)]
-    )
+def _compared(signs: Tensor) -> Tensor:
+    """For each pair of rows of (N, D): the shares of signs that differ, and of those not both zero (2, P)."""
+    shares = [
+        torch.stack([(a != b).double().mean(), ((a != 0) | (b != 0)).double().mean()])
+        for a, b in combinations(signs, 2)
+    ]
+    return torch.stack(shares, 1)
 
 
 def _occluded(images: Tensor, boxes: Tensor, fill: float) -> Tensor:

@@ -66,6 +66,10 @@ def test_the_measure_is_the_papers() -> None:
                 signs = np.sign((net(images) - net(hidden)).flatten(1).numpy())
             total = sum((signs[i] != signs[j]).sum() for i in range(6) for j in range(6) if i != j)
             assert table[part, layer].mean == pytest.approx(total / 30 / signs.shape[1], rel=1e-9)
+            pairs = [(signs[i], signs[j]) for i in range(6) for j in range(i + 1, 6)]
+            moved = [(a != 0) | (b != 0) for a, b in pairs]
+            among = [(a != b)[m].mean() if m.any() else 0 for (a, b), m in zip(pairs, moved, strict=True)]
+            assert table[part, layer].mean_among_moved == pytest.approx(np.mean(among), rel=1e-9)
     assert [(row.part, row.layer) for row in table.rows] == [
         (part, layer) for part in ("eye", "patch", "random") for layer in ("1", "3")
     ]
@@ -75,6 +79,22 @@ def test_equal_pictures_are_treated_alike() -> None:
     model, images, _ = planted()
     box = {"same": [(2, 7, 3, 8)] * 2}
     assert correspondence(model, images[:1].repeat(2, 1, 1, 1), box, ["1"])["same", "1"].mean == 0
+
+
+def test_boxes_that_hide_nothing() -> None:
+    model, images, boxes = planted()
+    row = correspondence(model, images * 0 + 0.5, boxes, ["1"], fill=0.5)["eye", "1"]
+    assert row.mean == row.mean_among_moved == 0 and not row.moved.any()
+
+
+def test_a_plain_background_does_not_look_alike_among_the_moved() -> None:
+    """Boxes that touch only a corner move less, so Δ falls, though what they move is treated no more alike."""
+    model, images, _ = planted()
+    whole = [(0, SIZE, 0, SIZE)] * 6
+    corner = [(0, 6, 0, 6)] * 6
+    table = correspondence(model, images, {"whole": whole, "corner": corner}, ["1"])
+    assert table["corner", "1"].mean < 0.3 * table["whole", "1"].mean
+    assert table["corner", "1"].mean_among_moved > table["whole", "1"].mean_among_moved
 
 
 def test_the_draws_are_seeded_and_of_the_parts_sizes(monkeypatch) -> None:
@@ -108,7 +128,9 @@ def test_the_table_prints_and_the_inputs_stay() -> None:
     lines = str(table).splitlines()
     assert lines[0].split() == ["occluded", "1", "3"]
     eye = table["eye", "3"]
-    assert lines[1].startswith("eye") and lines[1].endswith(f"{eye.mean:.3f} ± {eye.std:.3f}")
+    assert lines[1].startswith("eye") and lines[1].endswith(
+        f"{eye.mean:.3f} ± {eye.std:.3f} ({eye.mean_among_moved:.3f})"
+    )
     assert torch.equal(images, before)
 
 
