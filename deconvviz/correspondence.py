@@ -131,9 +131,9 @@ def correspondence(
         for occlusion in occlusions:
             occluded = features(model, _occluded(images, occlusion, fill), names)
             for found, x, hidden in zip(differing, clean, occluded, strict=True):
-                found.append(_compared((x - hidden).flatten(1).sign()))
+                found.append(_compared((x - hidden).flatten(1).sign().cpu()))
         rows += [
-            Consistency(part, name, *torch.cat(found, 1).cpu())
+            Consistency(part, name, *torch.cat(found, 1))
             for name, found in zip(names, differing, strict=True)
         ]
     return Correspondence(tuple(rows))

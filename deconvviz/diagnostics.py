@@ -152,7 +152,8 @@ def diagnose(model: nn.Module, data: Tensor | Iterable[Any] | None = None) -> Di
             that start with one (a ``DataLoader``); without it only the weights are judged.
 
     Raises:
-        InvalidInput: there is no ``nn.Conv2d``, or the data has no images or is not what the model takes.
+        InvalidInput: there is no ``nn.Conv2d``, its weights are not finite, or the data has no images or is not
+            what the model takes.
     """
     model = require_module(model)
     convolutions = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
@@ -170,13 +171,18 @@ def clip_filter_rms(model: nn.Module, limit: float = 0.1) -> int:
     The paper trains so, that no few first-layer filters dominate (section 3). Returns how many were scaled.
 
     Raises:
-        InvalidInput: ``limit`` is not positive.
+        InvalidInput: ``limit`` is not positive, or a filter is computed from other parameters (weight norm).
     """
     if not 0 < limit < math.inf:
         raise InvalidInput(f"limit is {limit!r}; expected a positive number, such as the paper's 0.1")
     clipped = 0
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            if not isinstance(module.weight, nn.Parameter):
+                raise InvalidInput(
+                    f"the filters of layer {name!r} are computed from other parameters; expected an nn.Parameter: "
+                    "remove the parametrization first, or clip what it is computed from"
+                )
             over = module.weight.flatten(1).square().mean(1).sqrt() / limit
             if (over > 1).any():
                 module.weight.div_(over.clamp(min=1).view(-1, *[1] * (module.weight.dim() - 1)))
@@ -185,7 +191,11 @@ def clip_filter_rms(model: nn.Module, limit: float = 0.1) -> int:
 
 
 def _layer(name: str, module: nn.Conv2d, fires: Tensor | None, images: int) -> LayerDiagnosis:
-    weights = module.weight.detach().double().cpu()
+    weights = module.weight.detach().cpu().double()
+    if not weights.isfinite().all():
+        raise InvalidInput(
+            f"layer {name!r} has NaN or infinite weights: its training diverged; go back to a checkpoint"
+        )
     height, width = weights.shape[2:]
     energy = weights.square().sum((1, 2, 3))
     rms = weights.square().mean((1, 2, 3)).sqrt()
@@ -242,7 +252,7 @@ def _fires(
         places = {response: name for response, name in _responses(tape) if name in convolutions}
         for value, response in tape.replay_all(list(places)).items():
             name = places[value]
-            on[name] = on.get(name, 0) + (response > 0).sum((0, 2, 3)).double().cpu()
+            on[name] = on.get(name, 0) + (response > 0).sum((0, 2, 3)).cpu().double()
             cells[name] = cells.get(name, 0) + response[:, 0].numel()
     if not images:
         raise InvalidInput(

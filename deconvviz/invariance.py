@@ -143,6 +143,12 @@ def invariance(
     distances, probabilities = [], []
     for amount in amounts:
         *moved, scores = features(model, move(images, float(amount)), [*names, ""])
+        for name, m, c in zip(names, moved, clean, strict=True):
+            if m.shape != c.shape:
+                raise InvalidInput(
+                    f"at amount {amount} layer {name!r} gives shape {tuple(m.shape)}, at first {tuple(c.shape)}: "
+                    "expected a transform that keeps the images' number and size"
+                )
         distances.append([(m - c).flatten(1).norm(dim=1) for m, c in zip(moved, clean, strict=True)])
         if classes is not None:
             probabilities.append(scores.softmax(1).gather(1, classes[:, None])[:, 0])

@@ -251,6 +251,14 @@ def test_refusals(images) -> None:
         diagnose(clean(), ["cat.jpg"])
     with pytest.raises(UnknownLayer, match="no convolution 'fc' was diagnosed; expected one of '0', '2'"):
         diagnose(clean())["fc"]
+    broken = clean()
+    broken[2].weight.data[3, 0, 1, 1] = math.nan
+    with pytest.raises(InvalidInput, match="layer '2' has NaN or infinite weights: its training diverged"):
+        diagnose(broken)
+    normed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)))
+    assert diagnose(normed).layers[0].layer == "0"
+    with pytest.raises(InvalidInput, match="the filters of layer '0' are computed from other parameters"):
+        clip_filter_rms(normed)
     for limit in (0, -1, math.nan):
         with pytest.raises(InvalidInput, match="limit is"):
             clip_filter_rms(clean(), limit)

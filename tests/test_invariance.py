@@ -159,6 +159,11 @@ def test_the_figure(images) -> None:
             "transform is 'shear'; expected one of 'translation', 'scale'",
         ),
         ({"transform": roll}, InvalidInput, "amounts is None"),
+        (
+            {"transform": lambda images, amount: images[:, :, 2:], "amounts": [1]},
+            InvalidInput,
+            r"at amount 1 layer '3' gives shape \(3, 8, 14, 16\), at first \(3, 8, 16, 16\)",
+        ),
         ({"amounts": []}, InvalidInput, r"amounts is \[\]"),
         ({"layers": ["head"]}, UnknownLayer, "no layer 'head'"),
         ({"layers": ["3#2"]}, LayerNotRun, "ran 1 time"),
