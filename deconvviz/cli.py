@@ -112,7 +112,7 @@ def _explore_options(parser: argparse.ArgumentParser) -> None:
     _mining_options(parser)
     add = parser.add_argument
     add("--no-control", action="store_true", help="leave the units with shuffled weights out")
-    add("--quality", type=_count, default=70, metavar="Q", help="of the JPEGs, 1 to 95; default: 70")
+    add("--quality", type=_count, default=65, metavar="Q", help="of the JPEGs, 1 to 95; default: 65")
 
 
 def _model_options(parser: argparse.ArgumentParser) -> None:

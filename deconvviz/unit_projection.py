@@ -3,13 +3,15 @@
 A unit depends on its receptive field only. Forward and back need just that part of its image, aligned to the
 layer's jump and kept inside the image, so that every layer falls on the same pixels and the border's padding
 where it fell: see :attr:`~deconvviz.geometry.Axis.crop_size`. All crops of a layer have one size, so units of
-any maps and images share a batch. Where a field covers the image, the crop is the image.
+any maps and images share a batch. Where a field covers the image, the crop is the image; units of one image
+then share its forward pass.
 
 Axes: U units, C channels of the image, S spatial axes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,13 +20,14 @@ from torch import Tensor, nn
 
 from deconvviz.capture import watch
 from deconvviz.capture.reading import LayerCall
+from deconvviz.errors import NoForwardPass
 from deconvviz.geometry import ReceptiveField
 from deconvviz.layers import find_call
 from deconvviz.memory import out_of_memory
 from deconvviz.projection import back_to_inputs
 from deconvviz.tape import Tape, flatten
 
-CPU_BUDGET, DEVICE_BUDGET = 128 * 2**20, 2**30
+CPU_BUDGET, DEVICE_BUDGET = 64 * 2**20, 2**30
 """Bytes that all the values of one batch's pass may take together, of which a part is alive at a time."""
 
 
@@ -62,20 +65,33 @@ def project_units(
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     if budget is None:
         budget = CPU_BUDGET if like.device.type == "cpu" else DEVICE_BUDGET
-    projections: list[Tensor] = []
-    step = 1
-    while len(projections) < len(units):
-        part = units[len(projections) : len(projections) + step]
-        try:
-            pixels, size = _project(model, layer, field, part, overlap, gradient, seed, like)
-        except (RuntimeError, MemoryError) as error:
-            if step == 1 or not out_of_memory(error):
-                raise
-            step, budget = step // 2, budget // 2
-            continue
-        projections += pixels.unbind()
-        step = max(1, budget // size)
-    return projections
+    projections: dict[int, Tensor] = {}
+    for together in _sharing(field, units):
+        size = 0
+        while together:
+            step = max(1, budget // size) if size else 1
+            part = [units[i] for i in together[:step]]
+            try:
+                pixels, size = _project(model, layer, field, part, overlap, gradient, seed, like)
+            except (RuntimeError, MemoryError) as error:
+                if len(part) == 1 or not out_of_memory(error):
+                    raise
+                budget = size * len(part) // 2
+                continue
+            projections |= zip(together, pixels.unbind(), strict=False)
+            together = together[step:]
+    return [projections[i] for i in range(len(units))]
+
+
+def _sharing(field: ReceptiveField, units: Sequence[Unit]) -> list[list[int]]:
+    """Which units go together: those of one large crop, whose forward pass they then share; all others."""
+    shared: dict[object, list[int]] = {}
+    large = 2 * math.prod(a.crop_size for a in field.axes) > math.prod(a.image for a in field.axes)
+    for i, unit in enumerate(units):
+        crop = [(part.start, part.stop) for part in crop_of(field, unit.position)]
+        shared.setdefault((unit.image.data_ptr(), *crop) if large else None, []).append(i)
+    alone = [group[0] for group in shared.values() if len(group) == 1]
+    return [group for group in (*(g for g in shared.values() if len(g) > 1), alone) if group]
 
 
 def crop_of(field: ReceptiveField, position: Sequence[int]) -> tuple[slice, ...]:
@@ -98,18 +114,21 @@ def _project(
     like: Tensor,
 ) -> tuple[Tensor, int]:
     """The projections of one batch (U, C, *crop), and the bytes of the values of one unit's pass."""
-    crops = torch.stack([unit.image[crop_of(field, unit.position)] for unit in units])
-    tape, output = watch(model, (crops.to(like.device, like.dtype),), (), layer, gradient)
+    crops = [unit.image[crop_of(field, unit.position)] for unit in units]
+    one = all(crop.data_ptr() == crops[0].data_ptr() for crop in crops)  # so the forward pass is shared
+    inputs = torch.stack(crops[:1] if one else crops).to(like.device, like.dtype)
+    tape, output = watch(model, (inputs,), (), layer, gradient)
     (value,) = find_call(tape, *layer).outputs
     (activation,) = flatten(output)
-    if value is None:  # nothing seen leads there: say so
-        value = len(tape.values)
-    seeds = torch.zeros_like(activation, dtype=like.dtype)
-    where = [_cell(field, unit) for unit in units]
-    index = (torch.arange(len(units)), *torch.tensor(where).T)
-    seeds[index] = activation[index].to(like.dtype) if seed == "activation" else 1
-    (pixels,) = back_to_inputs(tape, value, seeds[None], overlap)
-    return pixels[0].cpu(), _bytes(tape, value) // len(units)
+    if value is None:  # find_places has refused such a layer
+        raise NoForwardPass(f"layer {layer[0]!r} does not depend on the image through any operation seen")
+    numbers, cells = torch.arange(len(units)), torch.tensor([_cell(field, unit) for unit in units]).T
+    row, image = (numbers, torch.zeros_like(numbers)) if one else (torch.zeros_like(numbers), numbers)
+    seeds = activation.new_zeros((len(units) if one else 1, *activation.shape), dtype=like.dtype)
+    index, source = (row, image, *cells), (image, *cells)
+    seeds[index] = activation[source].to(like.dtype) if seed == "activation" else 1
+    (pixels,) = back_to_inputs(tape, value, seeds, overlap)
+    return pixels[row, image].cpu(), _bytes(tape, value) // len(inputs)
 
 
 def _cell(field: ReceptiveField, unit: Unit) -> tuple[int, ...]:

@@ -67,7 +67,7 @@ def test_the_folder_holds_a_page_sheets_and_data(page):
     assert len([name for name in names if name.startswith("layers/1/map-")]) == 70
     data = data_of(page, 1)
     assert {f"images/{n}.jpg" for n in data["names"]} <= names
-    assert Image.open(root / "layers/1/map-0.jpg").size == (3 * 3 * 72, 3 * 72)
+    assert Image.open(root / "layers/1/map-0.jpg").size == (3 * 3 * 64, 3 * 64)
     assert Image.open(root / "layers/1/wall-0-p.jpg").size == (8 * 96, 8 * 96)
 
 
@@ -90,9 +90,9 @@ def test_sheets_show_the_projections(page, tmp_path):
     grid = fit(pictures(tmp_path / "pictures"), ["relu"], model(), transform=ToTensor())
     sheet = np.asarray(Image.open(page.parent / "layers/1/map-3.jpg")).astype(float)
     for rank, projection in enumerate(grid["relu"][3].projections):
-        y, x = 72 * (rank // 3), 72 * (rank % 3)
-        expected = fitted(displayable(projection, percentile=PERCENTILE), 72).astype(float)
-        both = np.stack([sheet[y : y + 72, x : x + 72].mean(2).ravel(), expected.mean(2).ravel()])
+        y, x = 64 * (rank // 3), 64 * (rank % 3)
+        expected = fitted(displayable(projection, percentile=PERCENTILE), 64).astype(float)
+        both = np.stack([sheet[y : y + 64, x : x + 64].mean(2).ravel(), expected.mean(2).ravel()])
         assert np.corrcoef(both)[0, 1] > 0.9  # JPEG keeps the light, and less of the colours
 
 
@@ -105,7 +105,7 @@ def test_what_it_cannot_show():
 
 def test_quality_and_control_are_adjustable(tmp_path):
     grid, size = fit(images(size=32), ["4"]), {}
-    for name, options in {"plain": {}, "small": {"control": False, "sizes": Sizes(48, 64, 80, 40)}}.items():
+    for name, options in {"plain": {}, "small": {"control": False, "sizes": Sizes(32, 48, 60, 30)}}.items():
         root = grid.explore(tmp_path / name, **options).parent
         size[name] = sum(path.stat().st_size for path in root.rglob("*.jpg"))
     assert size["small"] < size["plain"] / 2

@@ -97,6 +97,25 @@ def test_the_budget_changes_nothing():
     assert all((a - b).abs().max() <= 1e-5 * b.abs().max() for a, b in zip(small, large, strict=True))
 
 
+def test_units_of_one_large_crop_share_its_forward_pass(monkeypatch):
+    model, x, sizes = build("alexnet"), images(2, (224, 224)), []
+    field, output = place(model, "features.12", x)
+    assert field.covers_image
+    units = [Unit(x[i % 2], unit.fmap, unit.position) for i, unit in enumerate(firing_units(output, x))]
+    real = unit_projection.watch
+    monkeypatch.setattr(
+        unit_projection, "watch", lambda m, t, *rest: sizes.append(len(t[0])) or real(m, t, *rest)
+    )
+    found = project_units(model, ("features.12", 1), field, units, budget=2**30)
+    assert sizes == [1] * 4  # of each image the first unit tells how many fit
+    with Deconvnet(model) as deconv:
+        for unit, pixels in zip(units, found, strict=True):
+            expected = deconv.project(
+                "features.12", unit.fmap, inputs=unit.image[None], position=unit.position
+            )[0]
+            assert (pixels - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
 def test_out_of_memory_halves_the_batch(monkeypatch):
     model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), images()
     field, output = place(model, "1", x)

@@ -24,12 +24,12 @@ PERCENTILE = 99.0
 class Sizes:
     """In pixels, and JPEG's quality (1 to 95): what the folder's size depends on."""
 
-    tile: int = 72
+    tile: int = 64
     thumbnail: int = 96
     """The side of a whole map on the wall."""
-    photograph: int = 160
+    photograph: int = 144
     """The longer side."""
-    quality: int = 70
+    quality: int = 65
 
 
 class MapSheet:
