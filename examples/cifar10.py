@@ -61,7 +61,6 @@ def train(
     epochs: int,
     lr: float = 0.01,
     seed: int = 0,
-    after_step: Callable[[nn.Module], object] = lambda model: None,
     after_epoch: Callable[[int], object] = lambda epoch: None,
 ) -> nn.Module:
     """Train as the paper does: SGD, batches of 128, momentum 0.9; ours: flips, and a falling learning rate."""
@@ -80,7 +79,6 @@ def train(
             loss.backward()
             optimizer.step()
             schedule.step()
-            after_step(model)
         after_epoch(epoch)
     return model.eval()
 

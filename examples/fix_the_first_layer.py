@@ -33,6 +33,9 @@ def main() -> None:
             path = options.out / f"{name}_seed{seed}_{options.epochs}epochs.pth"
             torch.manual_seed(seed)
             model = build()
+            torch.nn.init.normal_(
+                model.conv1.weight, std=0.01
+            )  # the paper's start: what is seen later was learned
             if path.exists():
                 model.load_state_dict(torch.load(path, weights_only=True))
             else:

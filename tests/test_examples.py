@@ -94,7 +94,9 @@ def test_training_learns_and_is_seeded(cifar_zip) -> None:
     states = []
     for _ in range(2):
         torch.manual_seed(1)
-        model = cifar10.train(small_zfnet(3), training, epochs=8, seed=1)
+        epochs: list[int] = []
+        model = cifar10.train(small_zfnet(3), training, epochs=8, seed=1, after_epoch=epochs.append)
+        assert epochs == [1, 2, 3, 4, 5, 6, 7, 8]
         states.append(model.state_dict())
     assert cifar10.error(model, test) < 15
     assert cifar10.error(model, test, top=3) == 0
