@@ -182,7 +182,7 @@ def test_energies_are_those_of_the_discrete_fourier_transform() -> None:
 
 
 def test_a_kernel_of_one_pixel_folds_all_that_its_stride_cannot_carry() -> None:
-    """It is white: of the square of frequencies a stride s carries 1/s², and a stride of 1 carries all of any kernel."""
+    """It is white: a stride s carries 1/s² of the square of frequencies, and a stride of 1 all of any kernel."""
     white = nn.Conv2d(1, 1, 1, stride=2)
     assert diagnose(nn.Sequential(white))["0"].folded == pytest.approx(0.75)
     assert diagnose(nn.Sequential(nn.Conv2d(1, 1, 1, stride=4)))["0"].folded == pytest.approx(1 - 1 / 16)
