@@ -23,7 +23,7 @@ def build() -> torch.nn.Module:
 
 
 def mined(model: torch.nn.Module, name: str) -> FilterGrid:
-    images = torch.randn(12, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(24, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     return FilterGrid(model, LAYERS[name]).fit(images, batch_size=4, progress=False)
 
 

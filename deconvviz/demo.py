@@ -8,7 +8,7 @@ methods and by the same network with shuffled weights.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +18,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 from torchvision.models import SqueezeNet
 
 from deconvviz.comparison import compare, shuffled_weights
 from deconvviz.deconvnet import Deconvnet
 from deconvviz.demo_data import demo_labels, demo_model, demo_photographs
+from deconvviz.filter_grid import FilterGrid
 from deconvviz.images import atomic_write, crop_to_signal, displayable, save_picture, to_input, to_pixels
 from deconvviz.plotting import METHODS
 
@@ -33,8 +35,10 @@ STAGES = {"early": 4, "middle": 7, "late": 12}
 """The depth in ``features`` of each stage's layer: fire3, fire5 and fire9."""
 UNITS = 4
 SIDE = 224
+SHORT_SIDES = (224, 336, 448)
 TILE = 208
-"""Sides in pixels: of the network's input, and of the square that a patch of it is shown in."""
+"""Sides in pixels: of the network's input, of the photographs that are cropped, and of the square that a patch is
+shown in."""
 PERCENTILE = 98.0
 """Of the magnitudes at full contrast: a unit's few strongest pixels would leave the rest faint."""
 
@@ -87,6 +91,7 @@ def run_demo(out: str | os.PathLike[str] = "demo_out") -> Path:
     """
     page = Path(out, "index.html")
     html = render_page(show_photographs(page.parent))
+    explore_crops(page.parent / "maps")
     with atomic_write(page, [".html"]) as file:
         file.write_text(html, encoding="utf-8")
     return page
@@ -97,6 +102,39 @@ def show_photographs(folder: Path) -> list[Photograph]:
     model, photographs = demo_model(), demo_photographs()
     shuffled = shuffled_weights(model)
     return [_show(model, shuffled, name, picture, folder) for name, picture in photographs.items()]
+
+
+def explore_crops(folder: Path) -> None:
+    """Write the explorer of a middle layer's maps over crops of the photographs; raises as the page."""
+    grid = FilterGrid(demo_model(), f"features.{STAGES['middle']}")
+    crops = Crops({name: list(crops_of(picture)) for name, picture in demo_photographs().items()})
+    grid.fit(crops, progress=False).explore(folder, control=False, title="SqueezeNet 1.1 over the crops")
+
+
+class Crops(Dataset[Tensor]):
+    """Crops of the photographs as a data set; :attr:`samples` names them."""
+
+    def __init__(self, crops: Mapping[str, Sequence[Image.Image]]) -> None:
+        self.samples = [
+            (f"{name}, crop {i}", crop) for name, found in crops.items() for i, crop in enumerate(found)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, number: int) -> Tensor:
+        return to_input(self.samples[number][1], SIDE, SIDE)
+
+
+def crops_of(picture: Image.Image) -> Iterator[Image.Image]:
+    """Square crops of one size, from a picture in three sizes."""
+    for short in SHORT_SIDES:
+        scale = short / min(picture.size)
+        width, height = (round(side * scale) for side in picture.size)
+        resized = picture.resize((width, height), Image.Resampling.BICUBIC)
+        for y in range(0, height - SIDE + 1, SIDE // 2):
+            for x in range(0, width - SIDE + 1, SIDE // 2):
+                yield resized.crop((x, y, x + SIDE, y + SIDE))
 
 
 def render_page(photographs: Sequence[Photograph]) -> str:

@@ -72,7 +72,18 @@ def test_the_labels_are_sensible(made, page):
 def test_the_page_and_the_folder_name_the_same_pictures(made, page):
     named = {unquote(image["src"]) for image in page.all("img")}
     assert named == {path.name for path in made[0].glob("*.png")}
-    assert sorted(path.suffix for path in made[0].iterdir() if path.name not in named) == [".html"]
+    assert {path.name for path in made[0].iterdir() if path.name not in named} == {"index.html", "maps"}
+
+
+@needs_extra
+def test_a_small_explorer_is_linked(made, page):
+    (link,) = (a["href"] for a in page.all("a") if a.get("href", "").startswith("maps/"))
+    explorer = made[0] / link
+    assert "SqueezeNet 1.1 over the crops" in explorer.read_text(encoding="utf-8")
+    maps = list((explorer.parent / "layers" / "0").glob("map-*.jpg"))
+    assert len(maps) == 256
+    assert "cat, crop 3" in (explorer.parent / "layers" / "0" / "data.js").read_text()
+    assert sum(path.stat().st_size for path in explorer.parent.rglob("*.jpg")) < 5e6
 
 
 @needs_extra
