@@ -35,7 +35,7 @@ def ours(grid: FilterGrid, name: str, maps: int) -> float:
     return (time.perf_counter() - start) / count
 
 
-def captums(grid: FilterGrid, name: str, units: int = 4) -> float:
+def captums(grid: FilterGrid, name: str, units: int = 6) -> float:
     """Seconds a unit, of a loop over a few."""
     layer = grid[LAYERS[name]]
     attribution = NeuronDeconvolution(grid.model, grid.model.get_submodule(LAYERS[name]))
@@ -56,10 +56,10 @@ def main() -> None:
         return
     model = build()
     print(machine(), "\n\n| layer | captum (ms a unit) | ours (ms a unit) | times |\n|---|---|---|---|")
-    for name, maps in {"conv3_3": 64, "conv4_3": 8, "conv5_3": 4}.items():
+    for name, maps in {"conv3_3": 64, "conv4_3": 8, "conv5_3": 12}.items():
         if len(sys.argv) < 2 or name in sys.argv:
             grid = mined(model, name)
-            ours(grid, name, 2)
+            ours(grid, name, 1)
             theirs, seconds = captums(grid, name), ours(grid, name, maps)
             print(
                 f"| {name} | {1000 * theirs:.0f} | {1000 * seconds:.1f} | {theirs / seconds:.1f} |",

@@ -3,8 +3,8 @@
 A unit depends on its receptive field only. Forward and back need just that part of its image, aligned to the
 layer's jump and kept inside the image, so that every layer falls on the same pixels and the border's padding
 where it fell: see :attr:`~deconvviz.geometry.Axis.crop_size`. All crops of a layer have one size, so units of
-any maps and images share a batch. Where a field covers the image, the crop is the image; units of one image
-then share its forward pass.
+any maps and images share a batch. Where a field covers most of the image, the crop is the image, and the units
+of one image share its forward pass.
 
 Axes: U units, C channels of the image, S spatial axes.
 """
@@ -84,19 +84,25 @@ def project_units(
 
 
 def _sharing(field: ReceptiveField, units: Sequence[Unit]) -> list[list[int]]:
-    """Which units go together: those of one large crop, whose forward pass they then share; all others."""
-    shared: dict[object, list[int]] = {}
-    large = 2 * math.prod(a.crop_size for a in field.axes) > math.prod(a.image for a in field.axes)
+    """Which units go together: those of one image where it is taken whole, as they share its pass; all others."""
+    shared: dict[int, list[int]] = {}
     for i, unit in enumerate(units):
-        crop = [(part.start, part.stop) for part in crop_of(field, unit.position)]
-        shared.setdefault((unit.image.data_ptr(), *crop) if large else None, []).append(i)
+        shared.setdefault(unit.image.data_ptr() if takes_whole(field) else 0, []).append(i)
     alone = [group[0] for group in shared.values() if len(group) == 1]
     return [group for group in (*(g for g in shared.values() if len(g) > 1), alone) if group]
 
 
+def takes_whole(field: ReceptiveField) -> bool:
+    """Whether crops would be most of the image: then the units of an image share its whole pass instead."""
+    crop, image = (
+        math.prod(sizes) for sizes in zip(*((a.crop_size, a.image) for a in field.axes), strict=True)
+    )
+    return field.covers_image or 4 * crop > 3 * image
+
+
 def crop_of(field: ReceptiveField, position: Sequence[int]) -> tuple[slice, ...]:
     """The part of an image (C, *S) that the unit at ``position`` is computed from."""
-    if field.covers_image:  # the layer may have other axes than the image, or none
+    if takes_whole(field):  # the layer may have other axes than the image, or none
         return slice(None), *(slice(0, axis.image) for axis in field.axes)
     starts = [axis.crop_start(i) for axis, i in zip(field.axes, position, strict=True)]
     pairs = zip(field.axes, starts, strict=True)
@@ -133,7 +139,7 @@ def _project(
 
 def _cell(field: ReceptiveField, unit: Unit) -> tuple[int, ...]:
     """Map and position of a unit in the layer's output for its crop."""
-    if field.covers_image:
+    if takes_whole(field):
         return unit.fmap, *unit.position
     pairs = zip(field.axes, unit.position, strict=True)
     return unit.fmap, *(i - axis.crop_start(i) // max(axis.jump, 1) for axis, i in pairs)
