@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deconvviz.errors import InvalidInput
+
 
 @dataclass(frozen=True)
 class Refine:
@@ -28,6 +30,15 @@ class Refine:
     share: float = 0.2
     checks: int = 16
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, good, expected in (
+            ("factor", self.factor, isinstance(self.factor, int) and self.factor >= 1, "an int from 1 on"),
+            ("share", self.share, isinstance(self.share, (int, float)) and 0 <= self.share <= 1, "0 to 1"),
+            ("checks", self.checks, isinstance(self.checks, int) and self.checks >= 0, "an int from 0 on"),
+        ):
+            if not good:
+                raise InvalidInput(f"{name} is {value!r}; expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,7 @@ def refined(
     """Evaluate a coarse subset of a grid (Y, X) of windows, then where it changes most, and interpolate the rest.
 
     Args:
-        evaluate: gives the results of the windows of these numbers (y * X + x).
+        evaluate: gives the results of the windows of these numbers (y * X + x), which are in ascending order.
         grid: Y and X.
         guide: the number (W,) of each window that says where the map changes.
         refine: how coarse, and how much more.
@@ -69,7 +80,7 @@ def refined(
     rough = guide(results).double().view(len(rows), len(columns)).numpy()
     left = np.flatnonzero(~known)
     change = _change(rough, rows, columns, grid).ravel()[left]
-    more = left[np.argsort(-change, kind="stable")[: round(refine.share * np.prod(grid))]]
+    more = np.sort(left[np.argsort(-change, kind="stable")[: round(refine.share * np.prod(grid))]])
     exact: list[tuple[NDArray[np.int64], Rows]] = [(more, evaluate(more))] if len(more) else []
     guess = _interpolated(rough, rows, columns, grid).ravel()
     left = np.setdiff1d(left, more)
