@@ -38,6 +38,7 @@ from deconvviz.capture import left_as_found
 from deconvviz.clean_passes import IMPOSSIBLE, clean_passes
 from deconvviz.errors import InvalidInput, UnsupportedModel
 from deconvviz.fills import Fill, filled
+from deconvviz.incremental import Outcome
 from deconvviz.inputs import require_finite
 from deconvviz.layers import Layer
 from deconvviz.occlusion_maps import OcclusionMaps, occlusion_maps
@@ -228,8 +229,8 @@ class OcclusionSensitivity(PerturbationAttribution):
             return None
         reference = model.select(torch.cat([p.contents[output] for p in passes]), 1).reshape(1, -1)
 
-        def fall(batches: Sequence[Any], count: int) -> Tensor:
-            outputs = torch.stack([batch.whole(output) for batch in batches], 1).flatten(0, 1)
+        def fall(outcomes: Sequence[Outcome], count: int) -> Tensor:
+            outputs = torch.stack([outcome.whole(output) for outcome in outcomes], 1).flatten(0, 1)
             return reference - model.select(outputs, count).reshape(count, -1)
 
         return ChangedParts(passes, tensors[0], windows, fill, fall)

@@ -18,7 +18,7 @@ from deconvviz.clean_passes import IMPOSSIBLE, clean_passes
 from deconvviz.deconvnet import Deconvnet
 from deconvviz.errors import InvalidInput, TargetOutOfRange, UnsupportedModel
 from deconvviz.fills import Fill, filled
-from deconvviz.incremental import Batch
+from deconvviz.incremental import Outcome
 from deconvviz.inputs import input_tensors
 from deconvviz.layers import Layer, find_call, locate
 from deconvviz.refinement import Refine, Refinement, Rows, refined
@@ -122,6 +122,10 @@ def occlusion_maps(
     """See :meth:`deconvviz.OcclusionSensitivity.maps`."""
     model = require_module(model)
     require("score", score, SCORES)
+    if type(best) is not int or best < 1:
+        raise InvalidInput(
+            f"labels is {best!r}; expected how many of the most probable ones to keep, from 1 on"
+        )
     (images,) = input_tensors(images, model)
     if images.dim() != 4:
         raise InvalidInput(f"images have shape {tuple(images.shape)}; expected (N, C, H, W)")
@@ -164,8 +168,8 @@ def _grid(images: Tensor, patch: Any, stride: Any) -> tuple[Windows, tuple[int, 
     channels, *space = images.shape[1:]
     sides = []
     for name, given in (("patch", patch), ("stride", stride)):
-        pair = (given, given) if isinstance(given, int) else tuple(given)
-        if len(pair) != 2 or not all(isinstance(n, int) and n >= 1 for n in pair):
+        pair = tuple(given) if isinstance(given, (tuple, list)) else (given, given)
+        if len(pair) != 2 or not all(type(n) is int and n >= 1 for n in pair):
             raise InvalidInput(
                 f"{name} is {given!r}; expected pixels, one number or (height, width), from 1 on"
             )
@@ -258,9 +262,9 @@ class _Maps:
         except IMPOSSIBLE:
             return None
 
-        def finish(batches: Sequence[Batch], count: int) -> Rows:
-            outputs = torch.stack([batch.whole(output) for batch in batches], 1).flatten(0, 1)
-            totals = [batch.total(value, int(m)) for batch, m in zip(batches, self.fmaps, strict=True)]
+        def finish(outcomes: Sequence[Outcome], count: int) -> Rows:
+            outputs = torch.stack([outcome.whole(output) for outcome in outcomes], 1).flatten(0, 1)
+            totals = [outcome.total(value, int(m)) for outcome, m in zip(outcomes, self.fmaps, strict=True)]
             return self._scores(torch.stack(totals, 1), outputs, count)
 
         return ChangedParts(passes, images, windows, fill, finish)
@@ -268,9 +272,10 @@ class _Maps:
     def _pass(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The layer's activation, and the model's output."""
         found: dict[int, Tensor] = {}
-        with reading(self.model, [self.call, ("", 1)], lambda i, t: found.update({i: t.clone()})) as run:
+        calls = list(dict.fromkeys([self.call, ("", 1)]))  # one, where the layer is the model itself
+        with reading(self.model, calls, lambda i, t: found.update({i: t.clone()})) as run:
             run(images)
-        return found[0], found[1]
+        return found[0], found[len(calls) - 1]
 
     def _rows(self, activation: Tensor, outputs: Tensor, count: int) -> Rows:
         """Results of ``count`` copies of the images."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from deconvviz.errors import WindowFailed
-from deconvviz.incremental import Batch, CleanPass, Plan
+from deconvviz.incremental import CleanPass, Outcome, Plan
 from deconvviz.memory import out_of_memory
 from deconvviz.windows import Windows
 
@@ -76,7 +76,7 @@ class ChangedParts:
         images: Tensor,
         windows: Windows,
         fill: Tensor,
-        finish: Callable[[Sequence[Batch], int], Any],
+        finish: Callable[[Sequence[Outcome], int], Any],
     ) -> None:
         self._passes, self._images, self._windows = tuple(passes), images, windows
         self._fill, self._finish = fill.expand(images.shape), finish
@@ -88,11 +88,11 @@ class ChangedParts:
 
     def evaluate(self, chosen: Chosen) -> Any:
         """See :class:`Engine`."""
-        batches = []
+        outcomes = []
         for clean, image, fill in zip(self._passes, self._images, self._fill, strict=True):
             plan = Plan(clean, self._windows.firsts[:, chosen], self._windows.size)
-            batches.append(plan.run(self._windows.patches(image, fill, chosen)))
-        return self._finish(batches, len(chosen))
+            outcomes.append(plan.run(self._windows.patches(image, fill, chosen)))
+        return self._finish(outcomes, len(chosen))
 
 
 def sweep(

@@ -236,15 +236,15 @@ def test_only_what_changed_is_computed():
     ).double()
     firsts = np.asarray([[0, 13, 28], [0, 14, 28]])
     plan = agree(model, image(32, 32), (4, 4), firsts)
-    boxes = [(region.size, region.firsts.tolist()) for region in plan.regions.values()]
+    boxes = [(region.size, region.firsts.tolist()) for region in plan.groups[0].regions.values()]
     assert boxes == [
         ((4, 4), firsts.tolist()),
         ((6, 6), [[0, 12, 26], [0, 13, 26]]),  # first - 1, within the map
         ((3, 4), [[0, 6, 13], [0, 6, 12]]),  # rows 12..17 are in pairs 6..8, columns 13..18 in pairs 6..9
         ((7, 8), [[0, 4, 9], [0, 4, 8]]),  # two more on each side
     ]
-    assert plan.whole_cost == 4 * 32 * 32 * 36 + 4 * 16 * 16 * 100
-    assert plan.cost == 4 * 6 * 6 * 36 + 4 * 7 * 8 * 100
+    assert plan.groups[0].whole_cost == 4 * 32 * 32 * 36 + 4 * 16 * 16 * 100
+    assert plan.groups[0].cost == 4 * 6 * 6 * 36 + 4 * 7 * 8 * 100
 
 
 class SharedModules(nn.Module):

@@ -7,6 +7,6 @@ right for every operation.
 """
 
 from deconvviz.incremental.clean import CleanPass
-from deconvviz.incremental.plan import Batch, Plan
+from deconvviz.incremental.plan import Outcome, Plan
 
-__all__ = ["Batch", "CleanPass", "Plan"]
+__all__ = ["CleanPass", "Outcome", "Plan"]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from deconvviz.incremental.regions import Firsts, Region
@@ -52,49 +53,42 @@ def read(clean: CleanValue, changed: Region, crops: Tensor, wanted: Region, fill
     Returns:
         (B, ...) with the boxes' extent along the spatial axes.
     """
-    theirs, ours = changed.firsts, wanted.firsts
-    shift = theirs - ours
+    shift = changed.firsts - wanted.firsts
     aligned = bool((shift == shift[:, :1]).all())
     if aligned:
-        spans = [
-            (max(int(d), 0), min(int(d) + n, size))
-            for d, n, size in zip(shift[:, 0], changed.size, wanted.size, strict=True)
-        ]
-        source = tuple(slice(a - int(d), b - int(d)) for (a, b), d in zip(spans, shift[:, 0], strict=True))
+        spans, source = [], []
+        for d, n, size in zip(shift[:, 0].tolist(), changed.size, wanted.size, strict=True):
+            span = slice(max(d, 0), min(d + n, size))
+            spans.append(span)
+            source.append(slice(span.start - d, span.stop - d))
         inner = along(crops, wanted.axes, source)
-        if all(span == (0, size) for span, size in zip(spans, wanted.size, strict=True)):
+        if all(span == slice(0, size) for span, size in zip(spans, wanted.size, strict=True)):
             return inner
-    space = changed.space
-    before = [max(0, -int(a)) for a in wanted.firsts.min(axis=1)]
-    after = [
-        max(0, int(a) + n - s) for a, n, s in zip(wanted.firsts.max(axis=1), wanted.size, space, strict=True)
-    ]
-    padded = clean.padded(before, after, fill)
-    cells, channels = padded.shape[: len(space)], padded.shape[len(space) :]
-    rows = padded.reshape(math.prod(cells), -1)
-    index = _index(ours + np.asarray(before)[:, None], wanted.size, cells)
+    boxes = clean_boxes(clean, wanted, fill)
     if aligned:
-        gathered = rows.index_select(0, torch.from_numpy(index.ravel()).to(rows.device))
-        boxes = from_rows(gathered.view(-1, *wanted.size, *channels), wanted.axes)
-        along(boxes, wanted.axes, tuple(slice(*span) for span in spans)).copy_(inner)
+        along(boxes, wanted.axes, spans).copy_(inner)
         return boxes
-    index = np.where(
-        _inside(ours - theirs, wanted.size, changed.size),
-        _index(ours - theirs, wanted.size, changed.size, each=math.prod(changed.size)) + len(rows),
-        index,
-    )
-    both = torch.cat([rows, to_rows(crops, wanted.axes).reshape(-1, rows.shape[1])])
-    gathered = both.index_select(0, torch.from_numpy(index.ravel()).to(rows.device))
-    return from_rows(gathered.view(-1, *wanted.size, *channels), wanted.axes)
+    rows = to_rows(crops, wanted.axes)
+    inside = _inside(shift, changed.size, wanted.size).ravel()
+    places = _index(shift, changed.size, wanted.size, each=math.prod(wanted.size)).ravel()[inside]
+    rows = rows.view(len(inside), -1)
+    if not inside.all():
+        rows = rows.index_select(0, _tensor(np.flatnonzero(inside), rows))
+    to_rows(boxes, wanted.axes).view(-1, rows.shape[1]).index_copy_(0, _tensor(places, rows), rows)
+    return boxes
 
 
-def clean_boxes(clean: CleanValue, region: Region) -> Tensor:
-    """The boxes of ``region`` as the clean pass has them."""
-    space = region.space
-    rows = clean.rows.reshape(math.prod(space), -1)
-    index = torch.from_numpy(_index(region.firsts, region.size, space).ravel()).to(rows.device)
-    boxes = rows.index_select(0, index).view(-1, *region.size, *clean.rows.shape[len(space) :])
-    return from_rows(boxes, region.axes)
+def clean_boxes(clean: CleanValue, wanted: Region, fill: float = 0.0) -> Tensor:
+    """The boxes ``wanted``, which may reach into the padding, as the clean pass has them."""
+    ends = wanted.firsts.max(axis=1) + wanted.size
+    before = [max(0, -a) for a in wanted.firsts.min(axis=1).tolist()]
+    after = [max(0, end - n) for end, n in zip(ends.tolist(), clean.rows.shape, strict=False)]
+    padded = clean.padded(before, after, fill)
+    space, channels = padded.shape[: len(before)], padded.shape[len(before) :]
+    rows = padded.reshape(math.prod(space), -1)
+    index = _index(wanted.firsts + np.asarray(before)[:, None], wanted.size, space)
+    boxes = rows.index_select(0, _tensor(index.ravel(), rows)).view(-1, *wanted.size, *channels)
+    return from_rows(boxes, wanted.axes)
 
 
 def to_rows(tensor: Tensor, axes: Sequence[int]) -> Tensor:
@@ -124,7 +118,11 @@ def _index(firsts: Firsts, size: Sequence[int], space: Sequence[int], each: int 
     return index
 
 
-def _inside(firsts: Firsts, size: Sequence[int], space: Sequence[int]) -> np.ndarray:
+def _tensor(numbers: NDArray[np.int64], like: Tensor) -> Tensor:
+    return torch.from_numpy(numbers).to(like.device)
+
+
+def _inside(firsts: Firsts, size: Sequence[int], space: Sequence[int]) -> NDArray[np.bool_]:
     """Whether each cell (B, *size) of the boxes lies within ``space``."""
     inside = np.ones((firsts.shape[1], *[1] * len(size)), dtype=bool)
     for axis, (first, n, extent) in enumerate(zip(firsts, size, space, strict=True)):

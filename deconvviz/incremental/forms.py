@@ -23,7 +23,7 @@ from deconvviz.rules.maxima import pool_arguments
 from deconvviz.tape import Slot, Step, flatten
 
 if TYPE_CHECKING:
-    from deconvviz.incremental.plan import Batch, Plan
+    from deconvviz.incremental.plan import Batch, Group
 
 
 @dataclass
@@ -37,10 +37,10 @@ class Work:
     """The outputs are new tensors, so an operation may overwrite them."""
 
 
-Form = Callable[["Plan", Step], Work | None]
+Form = Callable[["Group", Step], Work | None]
 
 
-def filtered(plan: Plan, step: Step) -> Work | None:
+def filtered(plan: Group, step: Step) -> Work | None:
     """A convolution, from the boxes it reads, padding included."""
     region, weight = plan.region(step.inputs[0]), step.argument(1, "weight")
     n = weight.dim() - 2
@@ -69,7 +69,7 @@ def filtered(plan: Plan, step: Step) -> Work | None:
     return Work([out], run)
 
 
-def max_pooled(plan: Plan, step: Step) -> Work | None:
+def max_pooled(plan: Group, step: Step) -> Work | None:
     """A max pool: the padding is -inf."""
     n = int(step.operation.removesuffix("_with_indices")[-2])
     region, (*sizes, _) = plan.region(step.inputs[0]), pool_arguments(*step.arguments, **step.keywords)
@@ -93,7 +93,7 @@ def _average(input: Any, kernel_size: Any, stride: Any = None, padding: Any = 0,
     return kernel_size, stride or kernel_size, padding, count_include_pad, divisor_override
 
 
-def average_pooled(plan: Plan, step: Step) -> Work | None:
+def average_pooled(plan: Group, step: Step) -> Work | None:
     """An average pool: a sum over the zero-padded window, divided by what PyTorch divides by at that place."""
     n = int(step.operation[-2])
     *sizes, padded, divisor = _average(*step.arguments, **step.keywords)
@@ -101,7 +101,7 @@ def average_pooled(plan: Plan, step: Step) -> Work | None:
     return _averaged(plan, step, kernel, stride, padding, padded, divisor)
 
 
-def _averaged(plan: Plan, step: Step, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+def _averaged(plan: Group, step: Step, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
               count_padding: bool, divisor: int | None) -> Work | None:  # fmt: skip
     n, region = len(kernel), plan.region(step.inputs[0])
     if not _trailing(region, n):
@@ -131,7 +131,7 @@ def _averaged(plan: Plan, step: Step, kernel: Sequence[int], stride: Sequence[in
     return Work([out], run)
 
 
-def adaptive(plan: Plan, step: Step) -> Work | None:
+def adaptive(plan: Group, step: Step) -> Work | None:
     """To one cell: by differences. To as many as there are: nothing. To a divisor of them: an average pool."""
     n, region = int(step.operation[-2]), plan.region(step.inputs[0])
     space = plan.shape(step.outputs[0])[-n:]
@@ -147,7 +147,7 @@ def adaptive(plan: Plan, step: Step) -> Work | None:
     return _averaged(plan, step, kernel, kernel, [0] * n, True, None)
 
 
-def averaged(plan: Plan, step: Step) -> Work | None:
+def averaged(plan: Group, step: Step) -> Work | None:
     """A mean over all of the spatial axes, and no other."""
     region, dims = plan.region(step.inputs[0]), step.argument(1, "dim")
     dims = (dims,) if isinstance(dims, int) else dims
@@ -157,7 +157,7 @@ def averaged(plan: Plan, step: Step) -> Work | None:
     return _global_mean(plan, step)
 
 
-def _global_mean(plan: Plan, step: Step) -> Work:
+def _global_mean(plan: Group, step: Step) -> Work:
     """The clean mean, and the mean of what changed."""
     value, shape = step.inputs[0], plan.shape(step.outputs[0])
     region, clean = plan.region(value), plan.clean.contents[step.outputs[0] or 0]
@@ -170,7 +170,7 @@ def _global_mean(plan: Plan, step: Step) -> Work:
     return Work([None], run)
 
 
-def pointwise(plan: Plan, step: Step) -> Work | None:
+def pointwise(plan: Group, step: Step) -> Work | None:
     """Each cell from the same cell of every operand; constants are the same in every cell."""
     rank = len(plan.shape(step.outputs[0]))
     regions = [plan.region(value) for value in step.inputs]
@@ -185,7 +185,7 @@ def pointwise(plan: Plan, step: Step) -> Work | None:
     return _on_cells(plan, step, union(regions))
 
 
-def channelwise(plan: Plan, step: Step) -> Work | None:
+def channelwise(plan: Group, step: Step) -> Work | None:
     """Each cell from the channels of that cell: batch norm, and what works along an axis that isn't spatial."""
     region, rank = plan.region(step.inputs[0]), len(plan.shape(step.inputs[0]))
     mixed = {
@@ -201,7 +201,7 @@ def channelwise(plan: Plan, step: Step) -> Work | None:
     return _on_cells(plan, step, region)
 
 
-def _on_cells(plan: Plan, step: Step, region: Region) -> Work:
+def _on_cells(plan: Group, step: Step, region: Region) -> Work:
     """Call a step on boxes as it would be on whole values; in place if nobody else needs what it overwrites."""
     in_place = step.written is not None and plan.may_overwrite(step)
 
@@ -215,7 +215,7 @@ def _on_cells(plan: Plan, step: Step, region: Region) -> Work:
     return Work([region], run)
 
 
-def concatenated(plan: Plan, step: Step) -> Work | None:
+def concatenated(plan: Group, step: Step) -> Work | None:
     """Along channels, over the boxes that hold all of the terms'."""
     regions = [plan.region(value) for value in step.inputs]
     rank, dim = len(plan.shape(step.outputs[0])), step.argument(1, "dim", 0)
@@ -234,7 +234,7 @@ def concatenated(plan: Plan, step: Step) -> Work | None:
     return Work([region], run)
 
 
-def rearranged(plan: Plan, step: Step) -> Work | None:
+def rearranged(plan: Group, step: Step) -> Work | None:
     """Axes moved, added or dropped, channels chosen or split: found by moving extents that occur nowhere else."""
     region, shape = plan.region(step.inputs[0]), list(plan.shape(step.inputs[0]))
     if not _first_alone(step):
@@ -258,7 +258,7 @@ def rearranged(plan: Plan, step: Step) -> Work | None:
     return Work(regions, lambda batch: step.call(batch.crops(step.inputs[0])), fresh=False)
 
 
-def reshaped(plan: Plan, step: Step) -> Work | None:
+def reshaped(plan: Group, step: Step) -> Work | None:
     """Channels regrouped (a channel shuffle's views), the spatial axes kept."""
     region = plan.region(step.inputs[0])
     old, new = plan.shape(step.inputs[0]), plan.shape(step.outputs[0])
@@ -286,7 +286,7 @@ def _kept_axes(old: Sequence[int], new: Sequence[int], axes: Sequence[int]) -> t
     return tuple(kept)
 
 
-def unchanged(plan: Plan, step: Step) -> Work | None:
+def unchanged(plan: Group, step: Step) -> Work | None:
     """What gives the same content (contiguous, dropout in eval mode)."""
     region = plan.region(step.inputs[0])
     if plan.shape(step.outputs[0]) != plan.shape(step.inputs[0]) or not _first_alone(step):
@@ -294,12 +294,12 @@ def unchanged(plan: Plan, step: Step) -> Work | None:
     return Work([region], lambda batch: batch.crops(step.inputs[0]), fresh=False)
 
 
-def dropped(plan: Plan, step: Step) -> Work | None:
+def dropped(plan: Group, step: Step) -> Work | None:
     """Dropout: in eval mode nothing."""
     return unchanged(plan, step) if step.kept is None else None
 
 
-def padded(plan: Plan, step: Step) -> Work | None:
+def padded(plan: Group, step: Step) -> Work | None:
     """Constant padding moves the boxes."""
     region, pads = plan.region(step.inputs[0]), list(step.argument(1, "pad"))
     rank, mode = len(plan.shape(step.inputs[0])), step.argument(2, "mode", "constant")
@@ -313,7 +313,7 @@ def padded(plan: Plan, step: Step) -> Work | None:
     return Work([out], lambda batch: batch.crops(step.inputs[0]), fresh=False)
 
 
-def enlarged(plan: Plan, step: Step) -> Work | None:
+def enlarged(plan: Group, step: Step) -> Work | None:
     """Nearest-neighbour interpolation by a whole factor."""
     region = plan.region(step.inputs[0])
     old, new = plan.shape(step.inputs[0])[2:], plan.shape(step.outputs[0])[2:]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,10 +16,15 @@ from deconvviz.tape import Slot, Step, flatten
 
 DENSE_FROM = 0.9
 """The coverage from which a value is computed whole: gathering then costs more than it saves."""
+GROUP = {"cpu": 16}
+"""Windows whose boxes have one size (256 on an accelerator): fewer have smaller boxes, more keep the cores busier."""
 
 
 class Plan:
     """How to compute the wanted values of a clean pass for one batch of windows.
+
+    The windows are cut into groups, each with boxes as small as it allows; once every group computes whole values,
+    they go on together.
 
     Args:
         clean: the pass without a patch.
@@ -27,6 +32,64 @@ class Plan:
         size: the boxes' extent, in pixels.
 
     Attributes:
+        cost: multiply-adds of all windows.
+        whole_cost: multiply-adds of as many whole passes.
+    """
+
+    def __init__(self, clean: CleanPass, firsts: Firsts, size: Sequence[int]) -> None:
+        self._clean = clean
+        self._group = GROUP.get(clean.tape.tensors[0].device.type, 256)
+        count = firsts.shape[1]
+        parts = [firsts[:, i : i + self._group] for i in range(0, count, self._group)]
+        self.groups = [Group(clean, part, size) for part in parts]
+        self.cost = sum(group.cost * part.shape[1] for group, part in zip(self.groups, parts, strict=True))
+        self.whole_cost = self.groups[0].whole_cost * count
+        self._together = max(group.whole_from for group in self.groups)
+
+    @torch.no_grad()
+    def run(self, patches: Tensor) -> Outcome:
+        """Compute the wanted values for windows whose boxes hold ``patches`` (W, C, *size)."""
+        clean, together = self._clean, self._together
+        with clean.tape.context():
+            parts = []
+            for group, part in zip(self.groups, patches.split(self._group), strict=True):
+                parts.append(Batch(clean, group.regions, {clean.input: channels_last(part)}))
+                group.run(parts[-1], range(together))
+            later = {value for step in clean.steps[together:] for value in step.inputs}
+            held = {v: torch.cat([part.whole(v) for part in parts]) for v in later if v in parts[0].held}
+            for value in held.keys() - set(clean.wanted):
+                for part in parts:
+                    del part.held[value]
+            end = Batch(clean, {}, held)
+            self.groups[0].run(end, range(together, len(clean.steps)))
+        return Outcome(parts, end)
+
+
+class Outcome:
+    """The wanted values of a plan's windows."""
+
+    def __init__(self, parts: Sequence[Batch], end: Batch) -> None:
+        self._parts, self._end = parts, end
+
+    def whole(self, value: int) -> Tensor:
+        """A value whole, (W, ...)."""
+        if value in self._end.held:
+            return self._end.whole(value)
+        return torch.cat([part.whole(value) for part in self._parts])
+
+    def total(self, value: int, fmap: int) -> Tensor:
+        """(W,): a feature map's total activation, on axis 1 of a value."""
+        if value in self._end.held:
+            return self._end.total(value, fmap)
+        return torch.cat([part.total(value, fmap) for part in self._parts])
+
+
+class Group:
+    """How to compute some windows with boxes of one size at every step.
+
+    Attributes:
+        regions: of each value: its boxes, or ``None`` if it is computed whole.
+        whole_from: the step from which on all are computed whole.
         cost: multiply-adds of one window.
         whole_cost: multiply-adds of one whole pass.
     """
@@ -39,6 +102,8 @@ class Plan:
         self._fresh: set[int] = set()
         self.cost = self.whole_cost = 0
         self._works = [self._plan(i, step) for i, step in enumerate(clean.steps)]
+        inside = [i for i, work in enumerate(self._works) if work.run is not clean.wholes[i]]
+        self.whole_from = inside[-1] + 1 if inside else 0
 
     def shape(self, value: int | None) -> tuple[int, ...]:
         """A value's shape in the clean pass."""
@@ -60,20 +125,16 @@ class Plan:
         last = self.clean.steps[self.clean.last[value]] is step and step.inputs.count(value) == 1
         return value in self._fresh and last and value not in self.clean.wanted
 
-    @torch.no_grad()
-    def run(self, patches: Tensor) -> Batch:
-        """Compute the wanted values for windows whose boxes hold ``patches`` (B, C, *size)."""
-        batch, clean = Batch(self, channels_last(patches)), self.clean
-        with clean.tape.context():
-            for i, (step, work) in enumerate(zip(clean.steps, self._works, strict=True)):
-                outputs = flatten(work.run(batch))
-                for value, output in zip(step.outputs, outputs, strict=False):
-                    if value is not None:
-                        batch.held[value] = output
-                for value in set(step.inputs):
-                    if clean.last[value] == i and value not in clean.wanted:
-                        del batch.held[value]
-        return batch
+    def run(self, batch: Batch, steps: range) -> None:
+        """Compute some of the steps; what no later step needs is forgotten."""
+        clean = self.clean
+        for i in steps:
+            step = clean.steps[i]
+            outputs = flatten(self._works[i].run(batch))
+            batch.held.update({v: o for v, o in zip(step.outputs, outputs, strict=False) if v is not None})
+            for value in set(step.inputs):
+                if clean.last[value] == i and value not in clean.wanted:
+                    del batch.held[value]
 
     def _plan(self, i: int, step: Step) -> Work:
         """Choose how to compute a step, and count it."""
@@ -97,11 +158,12 @@ class Plan:
 
 
 class Batch:
-    """One batch of windows on its way through a plan."""
+    """Some windows on their way through the steps: what each value holds, in its boxes or whole."""
 
-    def __init__(self, plan: Plan, patches: Tensor) -> None:
-        self.plan = plan
-        self.held = {plan.clean.input: patches}
+    def __init__(
+        self, clean: CleanPass, regions: Mapping[int, Region | None], held: dict[int, Tensor]
+    ) -> None:
+        self._clean, self._regions, self.held = clean, regions, held
 
     def crops(self, value: int) -> Tensor:
         """What the boxes of a value hold."""
@@ -109,31 +171,38 @@ class Batch:
 
     def clean_crops(self, value: int) -> Tensor:
         """What the boxes of a value hold in the clean pass."""
-        region = self.plan.region(value)
-        return clean_boxes(self.plan.clean.value(value, region.axes), region)
+        region = self._region(value)
+        return clean_boxes(self._clean.value(value, region.axes), region)
 
     def total(self, value: int, fmap: int) -> Tensor:
         """(B,): a feature map's total activation, on axis 1 of a value."""
-        region, clean = self.plan.regions[value], self.plan.clean.contents[value]
+        region, clean = self._regions.get(value), self._clean.contents[value]
         if region is None or 1 in region.axes:
-            return self.whole(value)[:, fmap].flatten(1).sum(1)
+            whole = self.whole(value)[:, fmap]
+            return whole.reshape(len(whole), -1).sum(1)
         change = self.held[value][:, fmap] - self.clean_crops(value)[:, fmap]
         return clean[0, fmap].sum() + change.flatten(1).sum(1)
 
     def read(self, value: int, wanted: Region, fill: float = 0.0) -> Tensor:
         """Other boxes of a value, the padding included (:func:`~deconvviz.incremental.crops.read`)."""
-        region = self.plan.region(value)
+        region = self._region(value)
         if wanted is region:
             return self.held[value]
-        return read(self.plan.clean.value(value, region.axes), region, self.held[value], wanted, fill)
+        return read(self._clean.value(value, region.axes), region, self.held[value], wanted, fill)
 
     def whole(self, value: int) -> Tensor:
         """A value whole: (B, ...) if it has a batch axis of one, else (B, *its shape)."""
-        region = self.plan.regions[value]
+        region = self._regions.get(value)
         if region is None:
             return self.held[value]
         everything = Region(region.axes, region.space, region.space, region.firsts * 0)
         return self.read(value, everything)
+
+    def _region(self, value: int) -> Region:
+        region = self._regions[value]
+        if region is None:
+            raise LookupError(value)
+        return region
 
 
 def multiply_adds(step: Step, shapes: Sequence[Sequence[int]]) -> int:
