@@ -3,7 +3,8 @@
     python docs/make_evidence_study.py WEIGHTS PHOTOGRAPHS RESULTS
 
 ``WEIGHTS`` is a state dict of torchvision's ``squeezenet1_0``, ``PHOTOGRAPHS`` a folder with one picture of each
-ImageNet class, sorted by class. ``RESULTS`` (.json) keeps what is done, so an interrupted run goes on where it was.
+ImageNet class, sorted by class; SqueezeNet 1.1 comes with the ``demo`` extra. ``RESULTS`` is a folder that keeps what
+is done, so an interrupted run goes on where it was.
 """
 
 from __future__ import annotations
@@ -18,42 +19,46 @@ import torch
 import torchvision
 from matplotlib.figure import Figure
 
+from deconvviz.demo_data import demo_model
 from deconvviz.evidence import Evidence, evidence
 from deconvviz.images import load_picture, to_input
 from deconvviz.plotting import save_figure
 
-LAYER, EVERY = "features.12", 4
+LAYER, EVERY, EXAMPLE = "features.12", 4, 409
 
 TEXT = """# Is the strongest map the one that matters?
 
 Figure 7 of Zeiler & Fergus shows a picture whose strongest feature map follows a text or a face while the class
 follows a wheel or a dog. The conjecture: *the strongest map of the last convolutional layer need not hold the label's
-feature; what follows weighs all maps.* We tried it on {count} photographs, one of every fourth ImageNet class, with
-SqueezeNet 1.0: [`evidence`](../deconvviz/evidence.py) ablates each of the 512 maps of `{layer}` (its last fire module)
-and notes how far the logit of the photograph's true class falls.
+feature; what follows weighs all maps.* We tried it on {count} photographs, one of every fourth ImageNet class, with two
+trained networks: SqueezeNet 1.0 (pruned by Deep Compression, so most weights of its classifier are exactly zero) and
+SqueezeNet 1.1 (dense). [`evidence`](../deconvviz/evidence.py) ablates each of the 512 maps of `{layer}`, the last fire
+module, and notes how far the logit of the photograph's true class falls.
 
-**The answer: the conjecture holds. In {first} of {count} photographs ({first_share:.0%}) the strongest map is the one
-whose loss costs the class most; in {against} ({against_share:.0%}) losing it costs the class nothing, or helps it.**
-Strength is still a hint: a map drawn at random would be the one that matters most in 0.2%.
+**The answer: the strongest map need not be the one that matters, and how often it is depends on the network.** Its loss
+costs the class most in {first_pruned:.0%} of the photographs with the pruned network and in {first_dense:.0%} with the
+dense one; it costs the class nothing, or helps it, in {against_pruned:.0%} and {against_dense:.0%}. And even where it
+comes first, it is a small part of what speaks for the class: what follows weighs many maps, as conjectured. (A map
+drawn at random would come first in 0.2%.)
 
-| | all {count} | the {right} classified correctly |
-|---|---|---|
+| | 1.0, pruned: all {count} | {right_pruned} classified correctly | 1.1, dense: all {count} | {right_dense} correctly |
+|---|---|---|---|---|
 {table}
 
 ![For each photograph the rank of its strongest map; and the maps of one photograph](images/evidence.png)
 
-*Left: in how many photographs the strongest map has which rank by effect. Right: the 512 maps for one photograph
-({example}); the strongest map is far right, what carries the class is far up.*
+*Left: in how many photographs the strongest map has which rank by effect. Right: the 512 maps of the pruned network for
+one photograph ({example}); what is strong is far right, what carries the class is far up.*
 
 How to read it:
 
-- *Rank* 1 means that no other map has a larger effect. Maps of no effect share a rank: about {silent:.0f} of 512 maps
-  do nothing for a class, because these weights are the pruned ones of Deep Compression (most weights of the
-  classifier are exactly zero). A dense classifier would give these maps some small effect of either sign.
-- Activation alone says little of the effect (correlation {plain:.2f}); activation times the map's weight through the
-  classifier nearly all (correlation {weighted:.2f}). So to find what a class is seen by, weigh the maps, as Grad-CAM
-  does, and then project those: `Deconvnet.project(layer, evidence(...).effect.topk(3).indices)`.
-- One map is ablated at a time. What several maps carry together is not seen; the net is one, and small.
+- *Rank* 1 means that no other map has a larger effect. Maps of no effect share a rank: in the pruned network that is
+  {silent_pruned:.0f} of 512 maps for a class, in the dense one {silent_dense:.0f}.
+- Activation alone says part of the effect (correlation {plain_pruned:.2f} and {plain_dense:.2f}); activation times
+  the map's weight through the classifier nearly all (correlation {weighted_pruned:.2f} and {weighted_dense:.2f}). So to
+  find what a class is seen by, weigh the maps, as Grad-CAM does, and then project those: `found = evidence(...)`, then
+  `Deconvnet(model).project(layer, found.effect.topk(3).indices.tolist(), inputs=image)`.
+- One map is ablated at a time. What several maps carry together is not seen; both networks are small and alike.
 
 Made by `python docs/make_evidence_study.py WEIGHTS PHOTOGRAPHS RESULTS` (torch {torch}, no randomness, {minutes:.0f}
 minutes on one core).
@@ -90,6 +95,7 @@ def measures(found: Evidence) -> dict[str, float]:
 
 
 def study(model: torch.nn.Module, paths: list[Path], results: Path) -> dict[str, np.ndarray]:
+    results.parent.mkdir(parents=True, exist_ok=True)
     done = json.loads(results.read_text()) if results.exists() else {}
     for label in range(0, len(paths), EVERY):
         if str(label) not in done:
@@ -103,12 +109,12 @@ def study(model: torch.nn.Module, paths: list[Path], results: Path) -> dict[str,
     return {key: np.array([row[key] for row in rows]) for key in rows[0]}
 
 
-def draw(ranks: np.ndarray, example: Evidence) -> Figure:
+def draw(ranks: dict[str, np.ndarray], example: Evidence) -> Figure:
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     bars, scatter = figure.subplots(1, 2)
-    bins = np.arange(0.5, 61.5)
-    bars.hist(np.minimum(ranks, 60), bins, color="tab:blue")
-    bars.set_xlabel("rank of the strongest map by effect (60: or beyond)", fontsize=8)
+    bars.hist([np.minimum(r, 60) for r in ranks.values()], np.arange(0.5, 61.5, 3), label=list(ranks))
+    bars.legend(fontsize=7, frameon=False)
+    bars.set_xlabel("rank of the strongest map by effect, in threes (60: or beyond)", fontsize=8)
     bars.set_ylabel("photographs", fontsize=8)
     strongest, best = example.strongest, int(example.effect.argmax())
     scatter.axhline(0, color="0.7", linewidth=0.8)
@@ -129,32 +135,34 @@ def draw(ranks: np.ndarray, example: Evidence) -> Figure:
 
 def main() -> None:
     weights, folder, results = sys.argv[1:]
-    model = torchvision.models.squeezenet1_0(weights=None)
-    model.load_state_dict(torch.load(weights, weights_only=True))
-    model.eval()
+    pruned = torchvision.models.squeezenet1_0(weights=None)
+    pruned.load_state_dict(torch.load(weights, weights_only=True))
+    nets = {"pruned": pruned.eval(), "dense": demo_model()}
     paths = sorted(Path(folder).iterdir())
-    found = study(model, paths, Path(results))
-    right = {key: values[found["right"]] for key, values in found.items()}
-    count, label = len(found["rank"]), 409
+    found = {name: study(net, paths, Path(results) / f"{name}.json") for name, net in nets.items()}
+    right = {name: {key: v[f["right"]] for key, v in f.items()} for name, f in found.items()}
+    columns = [part[name] for name in nets for part in (found, right)]
+    numbers: dict[str, float] = {}
+    for name, f in found.items():
+        numbers |= {f"{key}_{name}": f[key].mean() for key in ("silent", "plain", "weighted")}
+        numbers[f"first_{name}"] = np.mean(f["rank"] == 1)
+        numbers[f"against_{name}"] = np.mean(f["effect"] <= 0)
+        numbers[f"right_{name}"] = int(f["right"].sum())
     text = TEXT.format(
-        count=count,
+        count=len(found["pruned"]["rank"]),
         layer=LAYER,
-        first=int((found["rank"] == 1).sum()),
-        first_share=np.mean(found["rank"] == 1),
-        against=int((found["effect"] <= 0).sum()),
-        against_share=np.mean(found["effect"] <= 0),
-        right=len(right["rank"]),
-        table="\n".join(f"| {name} | {show(found)} | {show(right)} |" for name, show in ROWS.items()),
-        example=paths[label].stem.split("_", 1)[-1].replace("_", " "),
-        silent=np.mean(found["silent"]),
-        plain=np.mean(found["plain"]),
-        weighted=np.mean(found["weighted"]),
+        table="\n".join(f"| {row} | {' | '.join(map(show, columns))} |" for row, show in ROWS.items()),
+        example=paths[EXAMPLE].stem.split("_", 1)[-1].replace("_", " "),
         torch=torch.__version__,
-        minutes=found["seconds"].sum() / 60,
+        minutes=sum(f["seconds"].sum() for f in found.values()) / 60,
+        **numbers,
     )
-    example = evidence(model, to_input(load_picture(paths[label]))[None], LAYER, label)
+    example = evidence(nets["pruned"], to_input(load_picture(paths[EXAMPLE]))[None], LAYER, EXAMPLE)
     docs = Path(__file__).parent
-    save_figure(draw(found["rank"], example), docs / "images" / "evidence.png", dpi=110)
+    ranks = {
+        f"SqueezeNet {v}, {name}": found[name]["rank"] for name, v in (("pruned", "1.0"), ("dense", "1.1"))
+    }
+    save_figure(draw(ranks, example), docs / "images" / "evidence.png", dpi=110)
     (docs / "evidence.md").write_text(text)
     print(text)
 
