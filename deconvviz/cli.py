@@ -1,4 +1,4 @@
-"""The command line: ``deconvviz demo | project | grid | explore | filters | check | layers``.
+"""The command line: ``deconvviz demo | project | occlude | grid | explore | filters | check | layers``.
 
 Parsers only; :mod:`~deconvviz.commands` does the work. A user's mistake ends in exit code 2 and one line on
 stderr, never in a traceback. A new command is an entry of :data:`COMMANDS`.
@@ -17,7 +17,10 @@ import torch
 
 from deconvviz.commands import check, demo, filters, layers, project, say
 from deconvviz.errors import DeconvvizError, InvalidInput
+from deconvviz.fills import FILLS
 from deconvviz.grid_commands import explore, grid
+from deconvviz.occlude_command import occlude
+from deconvviz.occlusion_maps import SCORES
 from deconvviz.plotting import FIGURE_SUFFIXES
 
 
@@ -73,6 +76,34 @@ def _project_options(parser: argparse.ArgumentParser) -> None:
     add("--out", type=_figure, required=True, metavar="FILE", help=", ".join(FIGURE_SUFFIXES))
 
 
+def _occlude_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    _loading_options(parser)
+    add = parser.add_argument
+    add("--layer", metavar="L", help="whose map is watched; default: the last with maps of several cells")
+    add("--fmap", type=_fmap, default="strongest", metavar="I", help="a feature map; default: 'strongest'")
+    add("--patch", type=_pixel_count, default=32, metavar="PIXELS", help="side of the patch; default: 32")
+    add("--stride", type=_pixel_count, default=8, metavar="PIXELS", help="its step; default: 8")
+    add("--target", nargs="+", metavar="T", help="classes by number or name; default: the most probable")
+    add(
+        "--fill",
+        type=_fill,
+        default=None,
+        metavar="F",
+        help=f"a number or {', '.join(FILLS)}; default: 0, grey",
+    )
+    add("--score", choices=SCORES, default="probability", help="of the targets; default: probability")
+    add(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="the classes' names, one a line; default: the weights' own",
+    )
+    add(
+        "--out", type=_figure, required=True, metavar="FILE", help="of several pictures numbered: FILE-1, ..."
+    )
+
+
 def _filters_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", type=Path, nargs="*", metavar="IMAGE", help="to see which filters fire")
     _model_options(parser)
@@ -116,18 +147,29 @@ def _explore_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _model_options(parser: argparse.ArgumentParser) -> None:
+    _loading_options(parser)
+    parser.add_argument(
+        "--on-unsupported", choices=("raise", "gradient"), default="raise", help="operations without a rule"
+    )
+
+
+def _loading_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", required=True, metavar="NAME", help="of torchvision, or module:factory")
     add("--weights", metavar="W", help="DEFAULT or another of torchvision's, or a state dict's FILE")
     add("--size", type=_pixel_count, metavar="PIXELS", help="side of the input; default: the model's own")
     add("--resize", type=_pixel_count, metavar="PIXELS", help="short side before the crop")
     add("--device", type=_device, default=torch.device("cpu"), metavar="D", help="default: cpu")
-    add("--on-unsupported", choices=("raise", "gradient"), default="raise", help="operations without a rule")
 
 
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str, Callable[..., None]]] = {
     "demo": (demo, "Look at real features of a real network: write a page.", _demo_options),
     "project": (project, "Project feature maps of a layer to the pixels of pictures.", _project_options),
+    "occlude": (
+        occlude,
+        "Watch a model while a patch covers pictures: the paper's figure 7.",
+        _occlude_options,
+    ),
     "filters": (
         filters,
         "Find dead, grey, duplicate and aliased filters (the paper's section 4.1).",
@@ -142,6 +184,17 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str, Callable[...
 
 def _fmap(text: str) -> int | str:
     return text if text == "strongest" else _whole_number(text, "a map's number, or 'strongest'")
+
+
+def _fill(text: str) -> str | float:
+    if text in FILLS:
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; expected a number or one of {', '.join(FILLS)}"
+        ) from None
 
 
 def _position(text: str) -> str | tuple[int, ...]:

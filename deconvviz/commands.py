@@ -115,7 +115,7 @@ def filters(arguments: argparse.Namespace) -> int:
 def _recorded(loaded: LoadedModel, image: Tensor, arguments: argparse.Namespace) -> Iterator[Deconvnet]:
     """A deconvnet that has seen the model's pass over a picture."""
     with Deconvnet(loaded.model, on_unsupported=arguments.on_unsupported) as deconv:
-        with _forward_pass(image), torch.no_grad():
+        with forward_pass(image), torch.no_grad():
             loaded.model(image)
         yield deconv
 
@@ -171,13 +171,13 @@ def _watched(arguments: argparse.Namespace) -> tuple[nn.Module, Tape]:
     shape = [1, 3 if first is None else first.in_channels, *[loaded.transform.size] * min(space, 2)]
     shape[2:2] = [CLIP_FRAMES] * (space - 2)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(arguments.device)
-    with _forward_pass(noise):
+    with forward_pass(noise):
         tape, _ = watch(model, (noise,), gradient=arguments.on_unsupported == "gradient")
     return model, tape
 
 
 @contextmanager
-def _forward_pass(image: Tensor) -> Iterator[None]:
+def forward_pass(image: Tensor) -> Iterator[None]:
     """Tell what the model's own code raises as what it is: this input does not suit it."""
     try:
         yield

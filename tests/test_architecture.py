@@ -13,7 +13,7 @@ PACKAGE = Path(deconvviz.__file__).parent
 LEVELS = [
     ["__main__"],
     ["cli"],
-    ["grid_commands"],
+    ["grid_commands", "occlude_command"],
     ["commands"],
     ["demo"],
     ["filter_grid"],

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
 from deconvviz.errors import InvalidInput
-from deconvviz.images import displayable, to_pixels
+from deconvviz.images import IMAGENET_MEAN, IMAGENET_STD, displayable, to_pixels
 
 COLUMN_INCHES, ROW_INCHES = 2.6, 2.9
 MOST_LABELS = 9
@@ -37,11 +37,13 @@ class Maps(Protocol):
 
 
 def figure7(
-    maps: Any, image: int = 0, labels: Sequence[str] | None = None, others: Sequence[Tensor] = ()
-) -> Figure:
+    maps: Any, image: int = 0, labels: Sequence[str] | None = None, others: Sequence[Tensor] = (),
+    mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD,
+) -> Figure:  # fmt: skip
     """Draw one image's row: the image with the patch, (b), (c), (d) for each target, and (e).
 
     (b) and (d) are in cells, one a position of the patch, each with its own scale and its value without a patch.
+    ``mean`` and ``std`` undo the images' normalisation.
 
     Raises:
         InvalidInput: no such image.
@@ -54,7 +56,7 @@ def figure7(
     figure = Figure(figsize=(COLUMN_INCHES * columns, ROW_INCHES), layout="constrained")
     axes = iter(figure.subplots(1, columns, squeeze=False)[0])
 
-    _patched(next(axes), maps, image)
+    _patched(next(axes), maps, image, mean, std)
     fmap = int(maps.fmaps[image])
     clean = float(maps.clean_activation[image])
     title = f"(b) activation of map {fmap}\n{maps.layer}, clean {clean:.4g}"
@@ -71,9 +73,9 @@ def figure7(
     return figure
 
 
-def _patched(axes: Any, maps: Any, image: int) -> None:
+def _patched(axes: Any, maps: Any, image: int, mean: Sequence[float], std: Sequence[float]) -> None:
     """The image with the patch at its middle position."""
-    pixels = to_pixels(maps.images[image]).copy()
+    pixels = to_pixels(maps.images[image], mean, std).copy()
     boxes = maps.boxes
     y0, y1, x0, x1 = boxes[len(boxes) // 2, boxes.shape[1] // 2].tolist()
     pixels[y0:y1, x0:x1] = 128
