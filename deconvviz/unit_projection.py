@@ -24,7 +24,7 @@ from deconvviz.errors import NoForwardPass
 from deconvviz.geometry import ReceptiveField
 from deconvviz.layers import find_call
 from deconvviz.memory import out_of_memory
-from deconvviz.projection import back_to_inputs
+from deconvviz.projection import back_to_inputs, project
 from deconvviz.tape import Tape, flatten
 
 CPU_BUDGET, DEVICE_BUDGET = 64 * 2**20, 2**30
@@ -65,31 +65,40 @@ def project_units(
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     if budget is None:
         budget = CPU_BUDGET if like.device.type == "cpu" else DEVICE_BUDGET
+    run = _Run(model, layer, field, overlap, gradient, seed, like)
     projections: dict[int, Tensor] = {}
-    for together in _sharing(field, units):
-        size = 0
-        while together:
-            step = max(1, budget // size) if size else 1
-            part = [units[i] for i in together[:step]]
-            try:
-                pixels, size = _project(model, layer, field, part, overlap, gradient, seed, like)
-            except (RuntimeError, MemoryError) as error:
-                if len(part) == 1 or not out_of_memory(error):
-                    raise
-                budget = size * len(part) // 2
-                continue
-            projections |= zip(together, pixels.unbind(), strict=False)
-            together = together[step:]
+    shared, alone = _sharing(field, units)
+    for group in shared:
+        try:
+            projections |= zip(group, run.of_one_image([units[i] for i in group]), strict=True)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            alone += group
+    size = 0
+    while alone:
+        part = [units[i] for i in alone[: max(1, budget // size) if size else 1]]
+        try:
+            pixels, size = run.of_crops(part)
+        except (RuntimeError, MemoryError) as error:
+            if len(part) == 1 or not out_of_memory(error):
+                raise
+            budget = size * len(part) // 2
+            continue
+        projections |= zip(alone, pixels.unbind(), strict=False)
+        alone = alone[len(part) :]
     return [projections[i] for i in range(len(units))]
 
 
-def _sharing(field: ReceptiveField, units: Sequence[Unit]) -> list[list[int]]:
-    """Which units go together: those of one image where it is taken whole, as they share its pass; all others."""
-    shared: dict[int, list[int]] = {}
+def _sharing(field: ReceptiveField, units: Sequence[Unit]) -> tuple[list[list[int]], list[int]]:
+    """The units of each image that has several, where it is taken whole; and all others."""
+    if not takes_whole(field):
+        return [], list(range(len(units)))
+    by_image: dict[int, list[int]] = {}
     for i, unit in enumerate(units):
-        shared.setdefault(unit.image.data_ptr() if takes_whole(field) else 0, []).append(i)
-    alone = [group[0] for group in shared.values() if len(group) == 1]
-    return [group for group in (*(g for g in shared.values() if len(g) > 1), alone) if group]
+        by_image.setdefault(unit.image.data_ptr(), []).append(i)
+    groups = by_image.values()
+    return [group for group in groups if len(group) > 1], [group[0] for group in groups if len(group) == 1]
 
 
 def takes_whole(field: ReceptiveField) -> bool:
@@ -109,32 +118,52 @@ def crop_of(field: ReceptiveField, position: Sequence[int]) -> tuple[slice, ...]
     return slice(None), *(slice(start, start + axis.crop_size) for axis, start in pairs)
 
 
-def _project(
-    model: nn.Module,
-    layer: LayerCall,
-    field: ReceptiveField,
-    units: Sequence[Unit],
-    overlap: str,
-    gradient: bool,
-    seed: str,
-    like: Tensor,
-) -> tuple[Tensor, int]:
-    """The projections of one batch (U, C, *crop), and the bytes of the values of one unit's pass."""
-    crops = [unit.image[crop_of(field, unit.position)] for unit in units]
-    one = all(crop.data_ptr() == crops[0].data_ptr() for crop in crops)  # so the forward pass is shared
-    inputs = torch.stack(crops[:1] if one else crops).to(like.device, like.dtype)
-    tape, output = watch(model, (inputs,), (), layer, gradient)
-    (value,) = find_call(tape, *layer).outputs
-    (activation,) = flatten(output)
-    if value is None:  # find_places has refused such a layer
-        raise NoForwardPass(f"layer {layer[0]!r} does not depend on the image through any operation seen")
-    numbers, cells = torch.arange(len(units)), torch.tensor([_cell(field, unit) for unit in units]).T
-    row, image = (numbers, torch.zeros_like(numbers)) if one else (torch.zeros_like(numbers), numbers)
-    seeds = activation.new_zeros((len(units) if one else 1, *activation.shape), dtype=like.dtype)
-    index, source = (row, image, *cells), (image, *cells)
-    seeds[index] = activation[source].to(like.dtype) if seed == "activation" else 1
-    (pixels,) = back_to_inputs(tape, value, seeds, overlap)
-    return pixels[row, image].cpu(), _bytes(tape, value) // len(inputs)
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What the batches have in common; the arguments are :func:`project_units`'s."""
+
+    model: nn.Module
+    layer: LayerCall
+    field: ReceptiveField
+    overlap: str
+    gradient: bool
+    seed: str
+    like: Tensor
+
+    def of_crops(self, units: Sequence[Unit]) -> tuple[Tensor, int]:
+        """The projections of one batch (U, C, *crop), and the bytes of the values of one unit's pass."""
+        crops = torch.stack([unit.image[crop_of(self.field, unit.position)] for unit in units])
+        tape, value, activation = self._watched(crops)
+        seeds = self._seeds(activation, units)
+        (pixels,) = back_to_inputs(tape, value, seeds[None], self.overlap)
+        return pixels[0].cpu(), _bytes(tape, value) // len(units)
+
+    def of_one_image(self, units: Sequence[Unit]) -> Tensor:
+        """The projections of units of one image (U, C, *S), by one forward pass."""
+        tape, value, activation = self._watched(units[0].image[None])
+
+        def seeds(part: slice) -> Tensor:
+            chosen = units[part]
+            copies = activation.expand(len(chosen), *activation.shape[1:])
+            return self._seeds(copies, chosen)[:, None]
+
+        (pixels,) = project(tape, value, seeds, len(units), self.overlap)
+        return pixels[:, 0].cpu()
+
+    def _watched(self, images: Tensor) -> tuple[Tape, int, Tensor]:
+        inputs = images.to(self.like.device, self.like.dtype)
+        tape, output = watch(self.model, (inputs,), (), self.layer, self.gradient)
+        (value,) = find_call(tape, *self.layer).outputs
+        if value is None:  # find_places has refused such a layer
+            raise NoForwardPass(f"layer {self.layer[0]!r} does not depend on the image through what was seen")
+        return tape, value, flatten(output)[0]
+
+    def _seeds(self, activation: Tensor, units: Sequence[Unit]) -> Tensor:
+        """The activation (U, maps, *cells), all but one unit in each row set to zero."""
+        seeds = torch.zeros_like(activation, dtype=self.like.dtype, memory_format=torch.contiguous_format)
+        where = torch.arange(len(units)), *torch.tensor([_cell(self.field, unit) for unit in units]).T
+        seeds[where] = activation[where].to(seeds.dtype) if self.seed == "activation" else 1
+        return seeds
 
 
 def _cell(field: ReceptiveField, unit: Unit) -> tuple[int, ...]:

@@ -107,7 +107,14 @@ def test_units_of_one_large_crop_share_its_forward_pass(monkeypatch):
         unit_projection, "watch", lambda m, t, *rest: sizes.append(len(t[0])) or real(m, t, *rest)
     )
     found = project_units(model, ("features.12", 1), field, units, budget=2**30)
-    assert sizes == [1] * 4  # of each image the first unit tells how many fit
+    assert sizes == [1, 1]
+
+    def full(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(unit_projection._Run, "of_one_image", full)  # then one by one
+    again = project_units(model, ("features.12", 1), field, units)
+    assert all((a - b).abs().max() <= 1e-5 * b.abs().max() for a, b in zip(again, found, strict=True))
     with Deconvnet(model) as deconv:
         for unit, pixels in zip(units, found, strict=True):
             expected = deconv.project(
@@ -120,21 +127,21 @@ def test_out_of_memory_halves_the_batch(monkeypatch):
     model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), images()
     field, output = place(model, "1", x)
     units = firing_units(output, x)
-    expected, sizes, real = project_units(model, ("1", 1), field, units), [], unit_projection._project
+    expected, sizes, real = project_units(model, ("1", 1), field, units), [], unit_projection._Run.of_crops
 
-    def scarce(model, layer, field, units, *rest):
+    def scarce(run, units):
         sizes.append(len(units))
         if len(units) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return real(model, layer, field, units, *rest)
+        return real(run, units)
 
-    monkeypatch.setattr(unit_projection, "_project", scarce)
+    monkeypatch.setattr(unit_projection._Run, "of_crops", scarce)
     found = project_units(model, ("1", 1), field, units, budget=10**7)
     assert max(sizes) > 3 and all(torch.allclose(a, b) for a, b in zip(found, expected, strict=True))
 
     def hopeless(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(unit_projection, "_project", hopeless)
+    monkeypatch.setattr(unit_projection._Run, "of_crops", hopeless)
     with pytest.raises(torch.OutOfMemoryError):
         project_units(model, ("1", 1), field, units)
