@@ -18,7 +18,7 @@ from deconvviz.clean_passes import IMPOSSIBLE, clean_passes
 from deconvviz.deconvnet import Deconvnet
 from deconvviz.errors import InvalidInput, TargetOutOfRange, UnsupportedModel
 from deconvviz.fills import Fill, filled
-from deconvviz.incremental import Batch
+from deconvviz.incremental import Outcome
 from deconvviz.inputs import input_tensors
 from deconvviz.layers import Layer, find_call, locate
 from deconvviz.refinement import Refine, Refinement, Rows, refined
@@ -262,9 +262,9 @@ class _Maps:
         except IMPOSSIBLE:
             return None
 
-        def finish(batches: Sequence[Batch], count: int) -> Rows:
-            outputs = torch.stack([batch.whole(output) for batch in batches], 1).flatten(0, 1)
-            totals = [batch.total(value, int(m)) for batch, m in zip(batches, self.fmaps, strict=True)]
+        def finish(outcomes: Sequence[Outcome], count: int) -> Rows:
+            outputs = torch.stack([outcome.whole(output) for outcome in outcomes], 1).flatten(0, 1)
+            totals = [outcome.total(value, int(m)) for outcome, m in zip(outcomes, self.fmaps, strict=True)]
             return self._scores(torch.stack(totals, 1), outputs, count)
 
         return ChangedParts(passes, images, windows, fill, finish)

@@ -23,8 +23,8 @@ from deconvviz.memory import out_of_memory
 from deconvviz.windows import Windows
 
 FIRST_BATCH = 16
-LARGEST_BATCH = {"cpu": 128}
-"""Windows in a batch: to begin with, and at most (512 on an accelerator)."""
+LARGEST_BATCH = {"cpu": 256}
+"""Windows in a batch: to begin with, and at most (1024 on an accelerator)."""
 WORTH_GROWING = 1.03
 """The gain in speed for which a batch is doubled again."""
 SURE = 1.5
@@ -34,6 +34,9 @@ Chosen = NDArray[np.int64]
 
 class Engine(Protocol):
     """Evaluates windows."""
+
+    work: float
+    """What the last batch took, in units that compare batches of this engine with each other."""
 
     def evaluate(self, chosen: Chosen) -> Any:
         """The results of the windows ``chosen``, one row each."""
@@ -53,9 +56,11 @@ class WholePasses:
     ) -> None:
         self._run, self._inputs, self._covered = run, tuple(inputs), covered
         self._windows, self._fill, self._channels_last = windows, fill, channels_last
+        self.work = 0.0
 
     def evaluate(self, chosen: Chosen) -> Any:
         """See :class:`Engine`."""
+        self.work = len(chosen)
         copies = [
             self._windows.cover(tensor, self._fill, chosen)
             if i == self._covered
@@ -80,6 +85,7 @@ class ChangedParts:
     ) -> None:
         self._passes, self._images, self._windows = tuple(passes), images, windows
         self._fill, self._finish = fill.expand(images.shape), finish
+        self.work = 0.0
 
     def saving(self, chosen: Chosen) -> float:
         """Multiply-adds of whole passes, over those of the changed parts."""
@@ -91,6 +97,7 @@ class ChangedParts:
         outcomes = []
         for clean, image, fill in zip(self._passes, self._images, self._fill, strict=True):
             plan = Plan(clean, self._windows.firsts[:, chosen], self._windows.size)
+            self.work = float(plan.cost)
             outcomes.append(plan.run(self._windows.patches(image, fill, chosen)))
         return self._finish(outcomes, len(chosen))
 
@@ -118,12 +125,14 @@ def sweep(
     Raises:
         WindowFailed: the model raised, with the window's number.
     """
-    pace = _Pace(changed, whole, order[-FIRST_BATCH:], batch, LARGEST_BATCH.get(device, 512))
+    if not len(order):  # of more processes than windows, some have none
+        return
+    pace = _Pace(changed, whole, order[-FIRST_BATCH:], batch, LARGEST_BATCH.get(device, 1024))
     left = order
     with tqdm(total=len(order), disable=not progress, desc="occlusion", unit="window") as bar:
         while len(left):
             engine, size = pace.choice()
-            chosen = left[-size:]
+            chosen = left[-size:] if batch is not None or len(left) > 1.5 * size else left
             start = time.perf_counter()
             try:
                 results = engine.evaluate(chosen)
@@ -159,6 +168,8 @@ class _Pace:
             self._trials = [(engine, first) for engine in whole if len(whole) > 1 or changed is not None]
             if changed is not None:
                 self._trials = [(changed, max(1, first // 2)), (changed, first), *self._trials]
+        elif batch is None:
+            first = min(4 * first, largest)
         self._engine: Engine = changed if changed is not None else whole[0]
         self._size, self._speeds = first, dict[int, float]()
         self._best: dict[int, tuple[float, Engine]] = {}
@@ -172,10 +183,10 @@ class _Pace:
 
     def took(self, engine: Engine, windows: int, seconds: float) -> None:
         """Learn from a batch that ran."""
-        speed = windows / max(seconds, 1e-9)
+        speed = engine.work / max(seconds, 1e-9)
         if self._trials:
             self._trials.pop(0)
-            self._best[id(engine)] = speed, engine  # of two the later: the first one warmed up
+            self._best[id(engine)] = windows / seconds, engine  # of two the later: the first one warmed up
             if not self._trials:
                 self._engine = max(self._best.values(), key=lambda item: item[0])[1]
         elif not self._fixed and windows == self._size:

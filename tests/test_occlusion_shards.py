@@ -1,0 +1,77 @@
+"""Windows shared among processes by torchrun: every one gets the numbers of a single process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_occlusion import toy
+from trained_like import pictures
+
+from deconvviz import OcclusionSensitivity
+from deconvviz.errors import InvalidInput
+from deconvviz.refinement import Refine
+
+HERE = Path(__file__).parent
+CASES = [(engine, patch) for engine in ("auto", "full", "incremental") for patch in (6, 20)]
+"""With a patch of 20 on 20 pixels there is one window, so that all but one process have none."""
+
+
+def results(shard: bool) -> list[torch.Tensor]:
+    """Maps and attributions of two pictures."""
+    model, images, found = toy(), pictures(2, 20), []
+    for engine, patch in CASES:
+        run = OcclusionSensitivity(model, engine=engine, shard=shard)
+        found.append(run.attribute(images, (3, patch, patch), (3, 3, 3), target=[1, 2], baselines="mean"))
+        for refine in (None, Refine(2, 0.2, 3)):
+            maps = run.maps(images, patch, 3, "2", targets=[0, 4], refine=refine)
+            found += [maps.activation_cells, maps.score_cells, maps.label_cells, maps.label_scores]
+            found += [refinement.computed for refinement in maps.refinements]
+    return found
+
+
+PROGRAM = """
+import sys
+import torch
+from torch import distributed
+from test_occlusion_shards import results
+distributed.init_process_group("gloo")
+torch.save(results(True), f"{sys.argv[1]}/{distributed.get_rank()}.pt")
+distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_every_process_has_the_result_of_one(tmp_path, world):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    environment = {
+        **os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={world}", "--standalone"]
+    done = subprocess.run(
+        [*launcher, str(program), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected = results(False)
+    for rank in range(world):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        assert len(found) == len(expected)
+        for a, b in zip(found, expected, strict=True):
+            assert a.dtype == b.dtype and a.shape == b.shape
+            if a.is_floating_point():
+                assert b.abs().max() > 0 and (a - b).abs().max() <= 1e-12 * b.abs().max()
+            else:
+                assert torch.equal(a, b)
+
+
+def test_without_a_process_group_the_remedy_is_said():
+    run = OcclusionSensitivity(toy(), shard=True)
+    with pytest.raises(InvalidInput, match="init_process_group"):
+        run.attribute(pictures(1, 20), (3, 6, 6), 3, target=1)
+    with pytest.raises(InvalidInput, match="init_process_group"):
+        run.maps(pictures(1, 20), 6, 3, "2")
