@@ -79,7 +79,9 @@ class Images:
     def __init__(
         self, data: Any, transform: Callable[[Image.Image], Tensor] | None = None, limit: int | None = None
     ) -> None:
-        self.loader = data if isinstance(data, DataLoader) else None
+        loader = data if isinstance(data, DataLoader) else None
+        self.batch_size: int = (loader.batch_size if loader is not None else None) or 32
+        self.workers: int = loader.num_workers if loader is not None else 0
         source = data.dataset if isinstance(data, DataLoader) else data
         if isinstance(source, (str, Path)):
             if not Path(source).is_dir():
@@ -105,16 +107,6 @@ class Images:
     def __len__(self) -> int:
         """How many images there are; of a stream 0."""
         return len(self.order)
-
-    @property
-    def batch_size(self) -> int:
-        """The loader's, or 32."""
-        return (self.loader.batch_size if self.loader is not None else None) or 32
-
-    @property
-    def workers(self) -> int:
-        """The loader's, or 0."""
-        return self.loader.num_workers if self.loader is not None else 0
 
     def sample(self) -> Tensor:
         """The first image that can be read; raises :class:`InvalidInput` if there is none."""

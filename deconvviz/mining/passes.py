@@ -20,7 +20,7 @@ class Miner:
 
     Args:
         states: of each layer.
-        device, dtype: of the model's parameters.
+        like: a tensor of the model's dtype and device.
         autocast: the dtype to compute in, or ``None``.
         channels_last: the layout of the images, which many models are faster in.
     """
