@@ -123,7 +123,9 @@ def test_statistics():
     activation = activations(30, 4, 5, 5) * 3
     state = mined(activation, torch.arange(30))
     assert state.active.tolist() == (activation.amax((2, 3)) > 0).sum(0).tolist()
-    assert np.allclose([state.mean(c) for c in range(4)], activation.double().mean((0, 2, 3)).numpy(), rtol=1e-6)
+    assert np.allclose(
+        [state.mean(c) for c in range(4)], activation.double().mean((0, 2, 3)).numpy(), rtol=1e-6
+    )
     strongest = activation.amax((2, 3)).numpy()
     edges = [-math.inf, *EDGES, math.inf]
     for c in range(4):
