@@ -2,7 +2,7 @@
 
 For an early, a middle and a late layer the maps that fire hardest are projected from their single strongest
 position (paper figure 2), and cut to what that unit can see. The strongest late one is also shown by captum's
-methods and by the same network with shuffled weights.
+methods and by the same network with shuffled weights. Then a patch moves over the photograph (paper figure 7).
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from deconvviz.deconvnet import Deconvnet
 from deconvviz.demo_data import demo_labels, demo_model, demo_photographs
 from deconvviz.filter_grid import FilterGrid
 from deconvviz.images import atomic_write, crop_to_signal, displayable, save_picture, to_input, to_pixels
-from deconvviz.plotting import METHODS
+from deconvviz.occlusion import OcclusionSensitivity
+from deconvviz.plotting import METHODS, save_figure
 
 Box = tuple[int, int, int, int]
 Position = tuple[int, ...]
@@ -39,6 +40,8 @@ SHORT_SIDES = (224, 336, 448)
 TILE = 208
 """Sides in pixels: of the network's input, of the photographs that are cropped, and of the square that a patch is
 shown in."""
+PATCH, STRIDE = 32, 8
+"""Of the occlusion, in pixels."""
 PERCENTILE = 98.0
 """Of the magnitudes at full contrast: a unit's few strongest pixels would leave the rest faint."""
 
@@ -77,6 +80,21 @@ class Photograph:
     """The unit of the last stage that is shown by every method; ``file`` is its patch."""
     methods: Sequence[tuple[str, str]]
     """The name and the file of each method's picture of it."""
+    occlusion: Occlusion
+
+
+@dataclass(frozen=True)
+class Occlusion:
+    """Figure 7's row of a photograph: what falls where a patch covers it."""
+
+    file: str
+    label: str
+    """The most probable class."""
+    clean: float
+    lowest: float
+    """Its probability without a patch, and with the patch at the place that lowers it most."""
+    fmap: int
+    layer: str
 
 
 def run_demo(out: str | os.PathLike[str] = "demo_out") -> Path:
@@ -191,7 +209,16 @@ def _show(
         save_picture(_tile(pixels, unit.box), folder / file)
         methods.append((title, file))
     compared = Unit(unit.fmap, unit.position, unit.box, patch)
-    return Photograph(name, f"{name}.png", labels, stages, compared, methods)
+    occlusion = _occlude(model, image, stages[-1].layer, names, folder / f"{name}-occlusion.png")
+    return Photograph(name, f"{name}.png", labels, stages, compared, methods, occlusion)
+
+
+def _occlude(model: SqueezeNet, image: Tensor, layer: str, names: Sequence[str], path: Path) -> Occlusion:
+    """Move a patch over a photograph, and draw figure 7's row."""
+    maps = OcclusionSensitivity(model).maps(image, PATCH, STRIDE, layer)
+    save_figure(maps.figure(0, names), path, dpi=110)
+    clean, lowest = float(maps.clean_scores), float(maps.score_cells.min())
+    return Occlusion(path.name, names[int(maps.targets)], clean, lowest, int(maps.fmaps), layer)
 
 
 def _stage(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def last_maps(loaded: LoadedModel, image: Tensor) -> str:
         tape, _ = watch(require_module(loaded.model), (image,))
     for call in reversed(tape.calls):
         shapes = [tape.values[value].shape for value in call.outputs if value is not None]
-        if len(shapes) == len(call.outputs) == 1 and len(shapes[0]) == 4 and shapes[0][2:].numel() > 1:
+        if len(shapes) == len(call.outputs) == 1 and len(shapes[0]) == 4 and math.prod(shapes[0][2:]) > 1:
             return address(call.name, call.number, tape.counts())
     raise InvalidInput("no layer of the model has maps of several cells: choose one with --layer")
 

@@ -132,15 +132,15 @@ def occlusion_maps(
     windows, grid = _grid(images, patch, stride)
     with left_as_found(model), torch.no_grad():
         found = _Maps(model, images, layer, fmap, targets, score, best, shard)
+        with Deconvnet(model) as deconv:
+            projections = [
+                deconv.project(layer, int(m), inputs=images[n : n + 1]) for n, m in enumerate(found.fmaps)
+            ]
         refinements: list[Refinement] = []
         if refine is None:
             rows = found.sweep(images, windows, fill, engine, batch, progress)
         else:
             rows, refinements = _refined(found, images, windows, grid, fill, engine, batch, progress, refine)
-        with Deconvnet(model) as deconv:
-            projections = [
-                deconv.project(layer, int(m), inputs=images[n : n + 1]) for n, m in enumerate(found.fmaps)
-            ]
     cells = {name: values.movedim(0, -1).unflatten(-1, grid) for name, values in rows.items()}
     boxes = [
         [edge for side in windows.box(w)[1:] for edge in (side.start, side.stop)] for w in range(len(windows))

@@ -22,7 +22,7 @@ from deconvviz.incremental import CleanPass, Outcome, Plan
 from deconvviz.memory import out_of_memory
 from deconvviz.windows import Windows
 
-FIRST_BATCH = 16
+FIRST_BATCH = 24
 LARGEST_BATCH = {"cpu": 256}
 """Windows in a batch: to begin with, and at most (1024 on an accelerator)."""
 WORTH_GROWING = 1.03
@@ -168,8 +168,6 @@ class _Pace:
             self._trials = [(engine, first) for engine in whole if len(whole) > 1 or changed is not None]
             if changed is not None:
                 self._trials = [(changed, max(1, first // 2)), (changed, first), *self._trials]
-        elif batch is None:
-            first = min(4 * first, largest)
         self._engine: Engine = changed if changed is not None else whole[0]
         self._size, self._speeds = first, dict[int, float]()
         self._best: dict[int, tuple[float, Engine]] = {}

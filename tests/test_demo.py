@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from deconvviz import Deconvnet, demo_data
+from deconvviz import Deconvnet, OcclusionSensitivity, demo_data
 from deconvviz.cli import main
-from deconvviz.demo import Photograph, Stage, Unit, render_page, strongest_units
+from deconvviz.demo import Occlusion, Photograph, Stage, Unit, render_page, strongest_units
 from deconvviz.demo_data import demo_model, demo_photographs
 from deconvviz.images import displayable, to_input, to_pixels
 
@@ -90,7 +90,7 @@ def test_a_small_explorer_is_linked(made, page):
 def test_the_page_stands_alone_and_can_be_read_aloud(page):
     assert not page.all("script") and not page.all("link") and not page.all("iframe")
     assert all("//" not in image["src"] and image["alt"] for image in page.all("img"))
-    assert [len(page.all(tag)) for tag in ("h1", "h2", "h3")] == [1, 3, 12]
+    assert [len(page.all(tag)) for tag in ("h1", "h2", "h3")] == [1, 3, 15]
     assert page.all("html") == [{"lang": "en"}]
     for words in ("Grey is zero", "Switches", "Mahendran", "Nie et al. 2018", "CC0"):
         assert words in page.text
@@ -132,6 +132,23 @@ def test_a_pair_is_the_patch_and_the_projection_of_the_unit_it_names(made, page)
     assert difference.max() <= 1  # four maps projected in one walk and one alone sum in another order
 
 
+@needs_extra
+def test_covering_the_espresso_changes_what_the_page_says(made, page):
+    """The row is a picture of its own, and its numbers those of a sweep by whole passes."""
+    rows = sorted(path.name for path in made[0].glob("*-occlusion.png"))
+    assert rows == [f"{name}-occlusion.png" for name in ("cat", "espresso", "rocket")]
+    for name in rows:
+        picture = Image.open(made[0] / name)
+        assert picture.width > 4 * picture.height and np.asarray(picture).std() > 40
+    image = to_input(demo_photographs()["espresso"])[None]
+    maps = OcclusionSensitivity(demo_model(), engine="full").maps(image, 32, 32, "features.12")
+    assert (
+        f"The probability of espresso is\n{100 * float(maps.clean_scores):.1f}% without a patch" in page.text
+    )
+    lowest = float(page.text.split("espresso is\n")[1].split("and ")[1].split("%")[0])
+    assert lowest <= 100 * float(maps.score_cells.min()) + 0.06 < 100 * float(maps.clean_scores)
+
+
 def test_strongest_units_against_a_loop():
     activation = torch.rand(120, 9, 11, generator=torch.Generator().manual_seed(0))
     units = strongest_units(activation, 3, apart=2)
@@ -149,7 +166,10 @@ def test_strongest_units_against_a_loop():
 def test_hostile_names_are_escaped():
     unit = Unit(3, (1, 2), (0, 10, 0, 10), f"{HOSTILE}.png")
     stage = Stage("late", HOSTILE, [unit])
-    shown = Photograph(HOSTILE, f"{HOSTILE}.png", [(HOSTILE, 0.5)], [stage], unit, [(HOSTILE, "m.png")])
+    occlusion = Occlusion(f"{HOSTILE}.png", HOSTILE, 0.5, 0.1, 3, HOSTILE)
+    shown = Photograph(
+        HOSTILE, f"{HOSTILE}.png", [(HOSTILE, 0.5)], [stage], unit, [(HOSTILE, "m.png")], occlusion
+    )
     page = Page(render_page([shown]))
     assert not page.all("script")
     assert page.text.count("alert('1')") >= 4

@@ -18,11 +18,14 @@ class Memory:
 
     def __init__(self) -> None:
         self._marks: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._at: dict[int, set[int]] = {}
+        """For each address of memory, the tensors met there, some of them perhaps dead."""
         self._constants: dict[int, list[Tensor]] = {}
 
     def know(self, tensor: Tensor, mark: int) -> None:
         """Remember a tensor by its mark."""
         self._marks[id(tensor)] = (weakref.ref(tensor), mark)
+        self._at.setdefault(address(tensor), set()).add(id(tensor))
 
     def mark(self, tensor: Tensor) -> int | None:
         """The mark of a tensor; ``None`` if it is new."""
@@ -44,11 +47,12 @@ class Memory:
         """The other live tensors on ``target``'s memory, untracked ones with a copy from before a write."""
         memory = address(target) if target.numel() else 0
         found: list[tuple[Tensor, Tensor | None]] = []
-        for key, (reference, mark) in list(self._marks.items()):
+        for key in sorted(self._at.get(memory, ())) if memory else ():
+            reference, mark = self._marks[key]
             tensor = reference()
-            if tensor is None:
-                del self._marks[key]
-            elif memory and tensor is not target and address(tensor) == memory:
+            if tensor is None or address(tensor) != memory:
+                self._at[memory].discard(key)
+            elif tensor is not target:
                 found.append((tensor, None if mark >= 0 else tensor.detach().clone()))
         return found
 
@@ -62,6 +66,7 @@ class Memory:
     def clear(self) -> None:
         """Forget all tensors."""
         self._marks.clear()
+        self._at.clear()
 
 
 def address(tensor: Tensor) -> int:

@@ -14,9 +14,9 @@ from deconvviz.incremental.forms import FORMS, Work
 from deconvviz.incremental.regions import Firsts, Region
 from deconvviz.tape import Slot, Step, flatten
 
-DENSE_FROM = 0.9
+DENSE_FROM = 0.95
 """The coverage from which a value is computed whole: gathering then costs more than it saves."""
-GROUP = {"cpu": 16}
+GROUP = {"cpu": 24}
 """Windows whose boxes have one size (256 on an accelerator): fewer have smaller boxes, more keep the cores busier."""
 
 
