@@ -6,6 +6,7 @@ The deconvnet of Zeiler & Fergus, *Visualizing and Understanding Convolutional N
 The package, from what users call down to single steps (imports only go down)::
 
     cli, commands, demo     the command line, what each command does, the demo page
+    evolution               FeatureEvolution: features through training; its result in evolution_result
     occlusion               OcclusionSensitivity
     deconvnet, comparison   Deconvnet, NeuronDeconvnet; a projection beside captum's methods
     filter_grid             FilterGrid: every map's strongest units over a data set, projected

@@ -22,7 +22,7 @@ def test_python_block(block: str, monkeypatch, tmp_path, capsys) -> None:
 
 
 def test_every_section_has_its_code() -> None:
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
 
 
 @pytest.mark.parametrize("page", ["understand.md", "evidence.md", "reproduction.md"])

@@ -63,12 +63,7 @@ class Found:
 
     def require(self, about: Mapping[str, Any], what: str) -> None:
         """Raise :class:`CheckpointError` unless it is about the same as what is asked for."""
-        for name, expected in about.items():
-            if self.about.get(name) != expected:
-                raise CheckpointError(
-                    f"{what} is of another {name}: {_short(self.about.get(name))}; expected {_short(expected)}. "
-                    "Give what it was made with, or another file to start afresh"
-                )
+        require_same(self.about, about, what)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one file, all of it or nothing; raises :class:`CheckpointError` if it can't."""
@@ -104,6 +99,16 @@ def _overlap(a: Share, b: Share) -> bool:
     low, high = max(r.start for r in ranges), min(r[-1] for r in ranges)
     start = low + (ranges[0].start - low) % a[1]
     return any(place in ranges[1] for place in range(start, min(high, start + a[1] * b[1]) + 1, a[1]))
+
+
+def require_same(given: Mapping[str, Any], expected: Mapping[str, Any], what: str) -> None:
+    """Raise :class:`CheckpointError` unless ``given`` has all that is ``expected``."""
+    for name, item in expected.items():
+        if given.get(name) != item:
+            raise CheckpointError(
+                f"{what} is of another {name}: {_short(given.get(name))}; expected {_short(item)}. "
+                "Give what it was made with, or another file to start afresh"
+            )
 
 
 def _short(item: Any) -> str:
