@@ -312,3 +312,42 @@ def test_compare_with_captum(model, off, tmp_path, capsys) -> None:
     assert ("captum's deconvolution is 0% off the deconvnet" in printed) is not off
     assert ("0% off the plain gradient" in printed) is off
     assert len(np.unique(np.asarray(Image.open(out)))) > 50
+
+
+def test_watch_training(cifar_zip, tmp_path, monkeypatch, capsys) -> None:
+    out = tmp_path / "watched"
+    arguments = ["--epochs", 2, "--looks", 1, 2, "--maps", 2, "--out", out]
+    run("watch_training.py", monkeypatch, *arguments, "--data", cifar_zip)
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[:2] == ["epoch 1", "epoch 2"] and "relu5" in printed and "% test" in printed
+    assert sorted(path.name for path in out.iterdir()) == ["evolution_seed0.npz", "evolution_seed0.png"]
+    assert len(np.unique(np.asarray(Image.open(out / "evolution_seed0.png").convert("L")))) > 50
+    kept = (out / "evolution_seed0.npz").read_bytes()
+    cifar_zip.rename(tmp_path / "cifar10_jpeg.zip")
+    monkeypatch.setenv("DECONVVIZ_DATA", str(tmp_path))
+    run("watch_training.py", monkeypatch, *arguments)  # the same training: nothing is looked at again
+    assert capsys.readouterr().out == printed and (out / "evolution_seed0.npz").read_bytes() == kept
+
+
+def test_occlusion_figure7(tmp_path, capsys) -> None:
+    for label in ("ant", "bee"):
+        picture(label, 0, (120, 100)).save(tmp_path / f"{label}.png")
+    load("occlusion_figure7").main(
+        [str(tmp_path / "ant.png"), str(tmp_path / "bee.png"), "--layer", "features.7"]
+        + ["--patch", "64", "--stride", "80", "--out", str(tmp_path / "out")]
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["ant", "bee"] and "falls to" in lines[0]
+    for label in ("ant", "bee"):
+        pixels = np.asarray(Image.open(tmp_path / "out" / f"{label}.png").convert("L"))
+        assert len(np.unique(pixels)) > 50
+
+
+def test_top9_of_a_layer(tmp_path, capsys) -> None:
+    folders(tmp_path / "data", 5)
+    out = tmp_path / "top9.png"
+    load("top9_of_a_layer").main(
+        [str(tmp_path / "data"), "--layer", "features.4", "--random", "3", "--out", str(out)]
+    )
+    assert capsys.readouterr().out.startswith("features.4: 128 maps, ")
+    assert len(np.unique(np.asarray(Image.open(out).convert("L")))) > 50
