@@ -43,4 +43,11 @@ from deconvviz.filter_grid import FilterGrid
 from deconvviz.occlusion import OcclusionSensitivity
 
 __version__ = "0.1.0"
-__all__ = ["CheckReport", "Deconvnet", "DeconvvizError", "FilterGrid", "NeuronDeconvnet", "OcclusionSensitivity"]
+__all__ = [
+    "CheckReport",
+    "Deconvnet",
+    "DeconvvizError",
+    "FilterGrid",
+    "NeuronDeconvnet",
+    "OcclusionSensitivity",
+]
