@@ -8,14 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from deconvviz.capture import require_module, watch
-from deconvviz.errors import DeconvvizError, UnsupportedModel
+from deconvviz.errors import UnsupportedModel
 from deconvviz.incremental import CleanPass
 from deconvviz.layers import Layer, find_call, locate
 from deconvviz.rules import EXACT, HIDDEN_CODE
 from deconvviz.tape import Tape
-
-IMPOSSIBLE = (DeconvvizError,)
-"""What :func:`clean_passes` raises where only whole passes give the right numbers."""
 
 
 def clean_passes(
@@ -27,8 +24,9 @@ def clean_passes(
         The passes; and the values of the model's output and, if asked for, of the layer's.
 
     Raises:
-        UnsupportedModel: not a module; or the pass depends on what the image holds other than by operations
-            (``if x.any()``), on the other images (batch norm in train mode) or on chance, or can't be seen.
+        UnsupportedModel: only whole passes give the right numbers: it is no module; or the pass depends on what the
+            image holds other than by operations (``if x.any()``), on the other images (batch norm in train mode)
+            or on chance, or can't be seen.
     """
     if not isinstance(function, nn.Module):
         raise UnsupportedModel(

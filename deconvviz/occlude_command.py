@@ -17,7 +17,6 @@ from deconvviz.layers import address
 from deconvviz.model_zoo import LoadedModel
 from deconvviz.occlusion import OcclusionSensitivity
 from deconvviz.plotting import save_figure
-from deconvviz.plotting.occlusion import figure7
 
 
 def occlude(arguments: argparse.Namespace) -> int:
@@ -39,7 +38,7 @@ def occlude(arguments: argparse.Namespace) -> int:
         out = arguments.out
         if len(inputs) > 1:
             out = out.with_name(f"{out.stem}-{number}{out.suffix}")
-        figure = figure7(maps, 0, labels, mean=loaded.transform.mean, std=loaded.transform.std)
+        figure = maps.figure(0, labels, mean=loaded.transform.mean, std=loaded.transform.std)
         save_figure(figure, out, dpi=150)
         print(f"wrote {out}")
     if not loaded.learned:

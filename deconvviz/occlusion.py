@@ -35,8 +35,8 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from deconvviz.capture import left_as_found
-from deconvviz.clean_passes import IMPOSSIBLE, clean_passes
-from deconvviz.errors import InvalidInput, UnsupportedModel
+from deconvviz.clean_passes import clean_passes
+from deconvviz.errors import DeconvvizError, InvalidInput, UnsupportedModel
 from deconvviz.fills import Fill, filled
 from deconvviz.incremental import Outcome
 from deconvviz.inputs import require_finite
@@ -223,7 +223,7 @@ class OcclusionSensitivity(PerturbationAttribution):
             if not clean.dim() or len(clean) != len(tensors[0]):
                 raise UnsupportedModel("the output has no batch axis")
             passes, (output,) = clean_passes(model.function, tensors[0], model.additional or ())
-        except IMPOSSIBLE as error:
+        except DeconvvizError as error:
             if self.engine == "incremental":
                 raise UnsupportedModel(f"{error}: use engine='full' or 'auto'") from error
             return None

@@ -5,30 +5,30 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deconvviz.capture import left_as_found, require_module, watch
 from deconvviz.capture.reading import reading
-from deconvviz.clean_passes import IMPOSSIBLE, clean_passes
+from deconvviz.clean_passes import clean_passes
 from deconvviz.deconvnet import Deconvnet
-from deconvviz.errors import InvalidInput, TargetOutOfRange, UnsupportedModel
+from deconvviz.errors import DeconvvizError, InvalidInput, TargetOutOfRange, UnsupportedModel
 from deconvviz.fills import Fill, filled
+from deconvviz.images import IMAGENET_MEAN, IMAGENET_STD
 from deconvviz.incremental import Outcome
 from deconvviz.inputs import input_tensors
 from deconvviz.layers import Layer, find_call, locate
+from deconvviz.plotting.occlusion import figure7
 from deconvviz.refinement import Refine, Refinement, Rows, refined
 from deconvviz.shards import gathered, own_share
 from deconvviz.sweep import ChangedParts, WholePasses, sweep
 from deconvviz.units import FeatureMaps, feature_maps, require
 from deconvviz.windows import Windows
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SCORES = ("probability", "logit")
 
@@ -87,7 +87,12 @@ class OcclusionMaps:
         return (total / counts).view(*cells.shape[:-2], *space)
 
     def figure(
-        self, image: int = 0, labels: Sequence[str] | None = None, others: Sequence[Tensor] = ()
+        self,
+        image: int = 0,
+        labels: Sequence[str] | None = None,
+        others: Sequence[Tensor] = (),
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
     ) -> Figure:
         """Draw one image's row of figure 7: the patch, (b), (c), (d) and (e).
 
@@ -95,10 +100,12 @@ class OcclusionMaps:
             image: which of the N.
             labels: the classes' names, by number.
             others: projections (C, H, W) of the same feature map from other images, shown beside (c).
-        """
-        from deconvviz.plotting.occlusion import figure7
+            mean, std: those that the images were normalised with.
 
-        return figure7(self, image, labels, others)
+        Raises:
+            InvalidInput: no such image.
+        """
+        return figure7(self, image, labels, others, mean, std)
 
 
 def occlusion_maps(
@@ -259,7 +266,7 @@ class _Maps:
     def _changed(self, images: Tensor, windows: Windows, fill: Tensor) -> ChangedParts | None:
         try:
             passes, (output, value) = clean_passes(self.model, images, (), f"{self.call[0]}#{self.call[1]}")
-        except IMPOSSIBLE:
+        except DeconvvizError:
             return None
 
         def finish(outcomes: Sequence[Outcome], count: int) -> Rows:

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from test_cli import folder, run  # noqa: F401
 
-from deconvviz import OcclusionSensitivity, occlude_command
+from deconvviz import OcclusionSensitivity, occlusion_maps
 from deconvviz.images import to_input
 
 NET = """
@@ -33,13 +33,13 @@ def net(folder):  # noqa: F811
 @pytest.fixture
 def drawn(monkeypatch):
     """What is drawn, in order: the maps, and the labels."""
-    calls, draw = [], occlude_command.figure7
+    calls, draw = [], occlusion_maps.figure7
 
-    def note(maps, image, labels, **keywords):
+    def note(maps, image, labels, *more):
         calls.append((maps, labels))
-        return draw(maps, image, labels, **keywords)
+        return draw(maps, image, labels, *more)
 
-    monkeypatch.setattr(occlude_command, "figure7", note)
+    monkeypatch.setattr(occlusion_maps, "figure7", note)
     return calls
 
 

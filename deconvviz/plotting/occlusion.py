@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.colors import ListedColormap
@@ -14,30 +14,16 @@ from torch import Tensor
 from deconvviz.errors import InvalidInput
 from deconvviz.images import IMAGENET_MEAN, IMAGENET_STD, displayable, to_pixels
 
+if TYPE_CHECKING:
+    from deconvviz.occlusion_maps import OcclusionMaps
+
 COLUMN_INCHES, ROW_INCHES = 2.6, 2.9
 MOST_LABELS = 9
 """In the legend of (e); rarer ones are grey."""
 
 
-class Maps(Protocol):
-    """What :func:`figure7` draws: any object with these attributes of ``OcclusionMaps``."""
-
-    images: Tensor
-    boxes: Tensor
-    layer: str
-    fmaps: Tensor
-    activation_cells: Tensor
-    clean_activation: Tensor
-    projection: Tensor
-    targets: Tensor
-    score: str
-    score_cells: Tensor
-    clean_scores: Tensor
-    label_cells: Tensor
-
-
 def figure7(
-    maps: Any, image: int = 0, labels: Sequence[str] | None = None, others: Sequence[Tensor] = (),
+    maps: OcclusionMaps, image: int = 0, labels: Sequence[str] | None = None, others: Sequence[Tensor] = (),
     mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD,
 ) -> Figure:  # fmt: skip
     """Draw one image's row: the image with the patch, (b), (c), (d) for each target, and (e).
@@ -73,7 +59,7 @@ def figure7(
     return figure
 
 
-def _patched(axes: Any, maps: Any, image: int, mean: Sequence[float], std: Sequence[float]) -> None:
+def _patched(axes: Any, maps: OcclusionMaps, image: int, mean: Sequence[float], std: Sequence[float]) -> None:
     """The image with the patch at its middle position."""
     pixels = to_pixels(maps.images[image], mean, std).copy()
     boxes = maps.boxes
