@@ -1,9 +1,9 @@
-"""Table 1 on five frontal dogs: docs/images/correspondence.png, and the table on the standard output.
+"""Table 1 on five frontal dogs: the table on the standard output, and a picture of what was covered.
 
-    python docs/make_correspondence.py WEIGHTS PHOTOGRAPHS
+    python docs/make_correspondence.py WEIGHTS PHOTOGRAPHS PICTURE.png
 
 ``WEIGHTS`` is a state dict of torchvision's ``squeezenet1_0``, ``PHOTOGRAPHS`` a folder with one picture of each
-ImageNet class, sorted by class.
+ImageNet class, sorted by class. Their owners' rights keep the picture out of these pages.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def box(centre: tuple[int, int]) -> tuple[int, int, int, int]:
 
 
 def main() -> None:
-    weights, folder = sys.argv[1:]
+    weights, folder, picture = sys.argv[1:]
     model = torchvision.models.squeezenet1_0(weights=None)
     model.load_state_dict(torch.load(weights, weights_only=True))
     paths = sorted(Path(folder).iterdir())
@@ -49,9 +49,7 @@ def main() -> None:
         for image, (y0, y1, x0, x1) in zip(hidden, boxes[part], strict=True):
             image[:, y0:y1, x0:x1] = 0
         rows.append([to_pixels(image) for image in hidden])
-    save_figure(
-        panel(rows, labels=list(boxes)), Path(__file__).parent / "images" / "correspondence.png", dpi=60
-    )
+    save_figure(panel(rows, labels=list(boxes)), picture, dpi=60)
 
 
 if __name__ == "__main__":
