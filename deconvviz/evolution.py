@@ -39,16 +39,17 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from deconvviz.capture import left_as_found, require_module
-from deconvviz.errors import CheckpointError, InvalidInput, NoForwardPass, WeightsError
+from deconvviz.errors import CheckpointError, InvalidInput, NoForwardPass
 from deconvviz.evolution_result import Evolution, Look
 from deconvviz.filter_grid import FilterGrid
+from deconvviz.geometry import Axis
 from deconvviz.mining.archive import hash_of, model_fingerprint
 from deconvviz.mining.data import Images
 from deconvviz.mining.found import require_same
 from deconvviz.mining.shares import own_share
 from deconvviz.switches import OVERLAPS
 from deconvviz.units import require
-from deconvviz.weights_file import load_weights
+from deconvviz.weights_file import load_state, load_weights
 
 EPOCHS = (1, 2, 5, 10, 20, 30, 40, 64)
 """The paper's."""
@@ -68,12 +69,14 @@ class FeatureEvolution:
             same from epoch to epoch, and so should the images: no random crops.
         epochs: at which to look; other calls return at once. Epochs count from 1; 0 can be the untrained start.
         file: where the looks are kept, whole after each; if it exists, they go on from there.
+        run: what sets the training apart (its seed and settings): a file of another run is refused, which is not
+            seen otherwise unless an epoch is met twice.
         batch_size: by default the loader's, if ``data`` is one, else 32.
         overlap, on_unsupported: as :class:`~deconvviz.deconvnet.Deconvnet`'s.
 
     Raises:
         InvalidInput: as it says.
-        CheckpointError: the file is damaged, or of other layers, feature maps, data or settings.
+        CheckpointError: the file is damaged, or of another run, other layers, feature maps, data or settings.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class FeatureEvolution:
         epochs: Iterable[int] = EPOCHS,
         *,
         file: str | os.PathLike[str] | None = None,
+        run: str = "",
         transform: Callable[[Any], Tensor] | None = None,
         limit: int | None = None,
         batch_size: int | None = None,
@@ -104,8 +108,9 @@ class FeatureEvolution:
         self.file = None if file is None else Path(file)
         self._data = {"data": data, "transform": transform, "limit": limit, "batch_size": batch_size}
         self._rules = {"overlap": overlap, "on_unsupported": on_unsupported}
-        about = {"layers": self.layers, "maps": self.fmaps, "data": Images(data, transform, limit).describe()}
-        self._about: dict[str, Any] = about | self._rules
+        images = Images(data, transform, limit).describe()
+        self._about: dict[str, Any] = {"run": run, "layers": self.layers, "maps": self.fmaps, "data": images}
+        self._about |= self._rules
         self._result: Evolution | None = None
         if self.file is not None and self.file.exists():
             found = Evolution.load(self.file)
@@ -141,19 +146,14 @@ class FeatureEvolution:
                 ``"model"``), read without running code.
 
         Raises:
+            InvalidInput: no checkpoints, or not such a mapping.
             WeightsError: a file is missing, damaged, or does not fit the model.
             Others: as for a call.
         """
         trained = copy.deepcopy(require_module(model))
-        for epoch, weights in sorted(checkpoints.items()):
+        for epoch, weights in sorted(_checked(checkpoints).items()):
             if isinstance(weights, Mapping):
-                try:
-                    trained.load_state_dict(weights)
-                except RuntimeError as error:
-                    name = type(model).__name__
-                    raise WeightsError(
-                        f"the state dict of epoch {epoch} does not fit the {name}: {error}"
-                    ) from error
+                load_state(trained, dict(weights), f"the state dict of epoch {epoch}")
             else:
                 load_weights(trained, Path(weights))
             self._look(trained, epoch)
@@ -171,36 +171,40 @@ class FeatureEvolution:
         return self.result.figure(**options)
 
     def _look(self, model: nn.Module, epoch: int) -> None:
-        about = self._about | {"model": _shape_of(model)}
-        kept = self._result.looks if self._result is not None else ()
+        about, weights = self._about | {"model": _shape_of(model)}, model_fingerprint(model)
         if self._result is not None:
             require_same(self._result.about, about, "what was seen so far")
-        weights = model_fingerprint(model)
-        before = next((look for look in kept if look.epoch == epoch), None)
-        if before is not None and before.weights == weights:
+        others = self._others(epoch, weights)
+        if others is None:
             return
-        if before is not None and before is not kept[-1]:
-            raise CheckpointError(
-                f"epoch {epoch} was seen with other weights, and epochs up to {kept[-1].epoch} after it: they are of "
-                "another training. Give another file, or delete it to start afresh"
-            )
         grid = FilterGrid(model, self.layers, 1, **self._rules)
         with left_as_found(model):
             grid.fit(**self._data, share=(0, 1), progress=False)
             maps = {layer: tuple(grid[layer].maps(self.fmaps[layer])) for layer in self.layers}
-        frames = {
-            layer: [[0, 0, axis.image] if axis.reason or axis.size >= axis.image
-                    else [axis.offset, axis.jump, axis.size] for axis in grid[layer].place.field.axes]
-            for layer in self.layers
-        }  # fmt: skip
-        looks = [look for look in kept if look is not before] + [Look.of(epoch, weights, maps)]
+        frames = {layer: list(map(_frame, grid[layer].place.field.axes)) for layer in self.layers}
         about |= {"frames": frames, "channels": grid.found.about["image"][0]}
-        self._result = Evolution(about, tuple(sorted(looks, key=lambda look: look.epoch)))
+        looks = sorted([*others, Look.of(epoch, weights, maps)], key=lambda look: look.epoch)
+        self._result = Evolution(about, tuple(looks))
         if self.file is not None:
             try:
                 self._result.save(self.file)
             except CheckpointError as error:  # training goes on; the next look is written with this one
                 warnings.warn(f"epoch {epoch} was looked at, but not saved: {error}", stacklevel=3)
+
+    def _others(self, epoch: int, weights: str) -> tuple[Look, ...] | None:
+        """The looks at other epochs; ``None`` if this one was looked at with the same weights."""
+        kept = self._result.looks if self._result is not None else ()
+        before = next((look for look in kept if look.epoch == epoch), None)
+        if before is None:
+            return kept
+        if before.weights == weights:
+            return None
+        if before is not kept[-1]:
+            raise CheckpointError(
+                f"epoch {epoch} was seen with other weights, and epochs up to {kept[-1].epoch} after it: they are of "
+                "another training. Give another file, or delete it to start afresh"
+            )
+        return kept[:-1]
 
 
 def _fmaps(
@@ -220,6 +224,23 @@ def _fmaps(
             raise InvalidInput(f"fmaps is {wanted!r}; expected whole numbers, each once")
         chosen[layer] = maps
     return chosen
+
+
+def _checked(checkpoints: Any) -> Mapping[int, Any]:
+    if not isinstance(checkpoints, Mapping) or not checkpoints:
+        raise InvalidInput(f"checkpoints is {checkpoints!r}; expected a mapping such as {{1: 'epoch1.pth'}}")
+    for epoch, weights in checkpoints.items():
+        if type(epoch) is not int or not isinstance(weights, (str, os.PathLike, Mapping)):
+            raise InvalidInput(
+                f"checkpoints has {epoch!r}: {type(weights).__name__}; expected an epoch and its state dict or file"
+            )
+    return checkpoints
+
+
+def _frame(axis: Axis) -> list[int]:
+    """What units see along an axis: offset, jump and size in pixels, or (0, 0, image) for all of it."""
+    whole = axis.reason or axis.size >= axis.image
+    return [0, 0, axis.image] if whole else [axis.offset, axis.jump, axis.size]
 
 
 def _shape_of(model: nn.Module) -> str:

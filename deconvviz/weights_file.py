@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,16 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         WeightsError: the file is missing, damaged, holds more than tensors, or does not fit the model.
     """
-    state, own = _read_state_dict(path), model.state_dict()
+    load_state(model, _read(path), str(path))
+
+
+def load_state(model: nn.Module, given: Any, name: str) -> None:
+    """Load a state dict in any of its usual wrappings into ``model``; errors call it ``name``.
+
+    Raises:
+        WeightsError: it is no state dict, or does not fit the model.
+    """
+    state, own = _state_dict(given, name), model.state_dict()
     optional = (*TRAINING_HEADS, "aux_classifier.")
     missing = [key for key in own if key not in state and not key.startswith(TRAINING_HEADS)]
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]  # old files lack it
@@ -38,22 +48,22 @@ def load_weights(model: nn.Module, path: Path) -> None:
         (theirs, ours), *_ = reshaped.values()
         if theirs[1:] == ours[1:]:
             raise WeightsError(
-                f"{path} has {theirs[0]} classes, the model {ours[0]} ({', '.join(reshaped)}): "
+                f"{name} has {theirs[0]} classes, the model {ours[0]} ({', '.join(reshaped)}): "
                 f"give --model module:factory with a factory that builds the model for {theirs[0]} classes"
             )
     shapes = [f"{key} {theirs}, not {ours}" for key, (theirs, ours) in reshaped.items()]
     differences = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
     if found := [f"{what}: {_first(keys)}" for what, keys in differences.items() if keys]:
-        raise WeightsError(f"{path} does not fit the {type(model).__name__}; {'; '.join(found)}")
+        raise WeightsError(f"{name} does not fit the {type(model).__name__}; {'; '.join(found)}")
     model.load_state_dict(state, strict=False)
 
 
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The state dict of a file, in any of its usual wrappings."""
+def _read(path: Path) -> Any:
+    """What a file of tensors, numbers and texts holds."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch says of a pickle's protocol helps nobody
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise WeightsError(f"{path} cannot be opened: {error.strerror or error}") from error
     except Exception as error:  # on damaged and hostile files the reader raises almost anything
@@ -61,14 +71,18 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
             f"{path} is not a file of tensors alone, and was not read further ({type(error).__name__}): "
             "save the weights with torch.save(model.state_dict(), path)"
         ) from error
+
+
+def _state_dict(given: Any, name: str) -> dict[str, Tensor]:
+    """The state dict in what a file holds, in any of its usual wrappings."""
     for wrapping in ("state_dict", "model"):
-        state = state[wrapping] if isinstance(state, dict) and wrapping in state else state
-    if not isinstance(state, dict) or not state or not all(isinstance(t, Tensor) for t in state.values()):
+        given = given[wrapping] if isinstance(given, dict) and wrapping in given else given
+    if not isinstance(given, dict) or not given or not all(isinstance(t, Tensor) for t in given.values()):
         raise WeightsError(
-            f"{path} holds no state dict: save the weights with torch.save(model.state_dict(), path)"
+            f"{name} holds no state dict: save the weights with torch.save(model.state_dict(), path)"
         )
-    prefix = "module." if all(str(key).startswith("module.") for key in state) else ""
-    return {str(key).removeprefix(prefix): tensor for key, tensor in state.items()}
+    prefix = "module." if all(str(key).startswith("module.") for key in given) else ""
+    return {str(key).removeprefix(prefix): tensor for key, tensor in given.items()}
 
 
 def _first(keys: list[str]) -> str:

@@ -2,8 +2,8 @@
 
     python examples/fix_the_first_layer.py --data cifar10.zip --epochs 12 --out first_layer
 
-AlexNet's coarse start (a large kernel, stride 4) against ZFNet's (a smaller one, stride 2). Trained networks are kept
-in ``--out``, so an interrupted run goes on where it was; the kernels of both are drawn there.
+AlexNet's coarse start (a large kernel, stride 4) against ZFNet's (a smaller one, stride 2). Networks are kept in
+``--out`` after each epoch, so an interrupted run goes on where it was; the kernels of both are drawn there.
 """
 
 from __future__ import annotations
@@ -26,22 +26,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=Path("first_layer"))
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
     training, test = cifar10.load(options.data)
     for name, build in (("before", small_alexnet), ("after", small_zfnet)):
         for seed in options.seeds:
-            path = options.out / f"{name}_seed{seed}_{options.epochs}epochs.pth"
             torch.manual_seed(seed)
-            model = build()
-            torch.nn.init.normal_(
-                model.conv1.weight, std=0.01
-            )  # the paper's start: what is seen later was learned
-            if path.exists():
-                model.load_state_dict(torch.load(path, weights_only=True))
-            else:
-                cifar10.train(model, training, options.epochs, seed=seed)
-                torch.save(model.state_dict(), path)
-            diagnosis = diagnose(model.eval(), test[0][:512])
+            model = build(len(training[1].unique()))
+            torch.nn.init.normal_(model.conv1.weight, std=0.01)  # the paper's: what is seen later was learned
+            path = options.out / f"{name}_seed{seed}.pth"
+            cifar10.train(model, training, options.epochs, seed=seed, file=path)
+            diagnosis = diagnose(model, test[0][:512])
             save_figure(diagnosis.figure("conv1"), path.with_suffix(".png"))
             train_error, test_error = cifar10.error(model, training), cifar10.error(model, test)
             print(

@@ -16,6 +16,7 @@ from torchvision import datasets
 
 from deconvviz.errors import InvalidInput
 from deconvviz.images import load_picture, to_input
+from deconvviz.mining.archive import hash_of
 
 VOC_CLASSES = [
     "aeroplane",
@@ -42,15 +43,20 @@ VOC_CLASSES = [
 
 
 class Pictures(Dataset):
-    """Pictures (3, size, size) with a label: a class's number, or for VOC a 0/1 vector; greyscale becomes RGB."""
+    """Pictures (3, size, size), greyscale as RGB, with labels: numbers of classes (N,), or for VOC 0 and 1 (N, 20)."""
 
-    def __init__(self, source: Sequence[Any], labels: list[Any], classes: list[str], size: int) -> None:
+    def __init__(self, source: Sequence[Any], labels: Tensor, classes: list[str], size: int) -> None:
         self.source, self.labels, self.classes, self.size = source, labels, classes, size
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+    def describe(self) -> str:
+        """A hash of the classes, all labels and eight of the pictures."""
+        some = [self[i * len(self) // 8][0] for i in range(8)]
+        return hash_of(self.classes, self.labels, *some)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         picture = self.source[index][0]
         picture = picture if isinstance(picture, Image.Image) else load_picture(picture)
         return to_input(picture, self.size, round(self.size * 8 / 7)), self.labels[index]
@@ -61,24 +67,38 @@ def load(name: str, root: Path, size: int, download: bool = False) -> tuple[Pict
 
     ``name``: ``"caltech101"``, ``"caltech256"`` or ``"voc2012"`` as torchvision lays them out under ``root``, or
     ``"folder"`` with one folder of pictures a class.
+
+    Raises:
+        InvalidInput: there is no such data set, or not there.
     """
-    if name == "voc2012":
-        return tuple(_voc(root, part, size, download) for part in ("train", "val"))
-    if name == "folder":
-        found = datasets.ImageFolder(root, loader=load_picture)
-        return Pictures(found, found.targets, found.classes, size), None
-    if name not in ("caltech101", "caltech256"):
-        raise InvalidInput(f"no data set {name!r}; expected caltech101, caltech256, voc2012 or folder")
-    found = (datasets.Caltech101 if name == "caltech101" else datasets.Caltech256)(root, download=download)
-    return Pictures(found, list(found.y), found.categories, size), None
+    try:
+        if name == "voc2012":
+            return tuple(_voc(root, part, size, download) for part in ("train", "val"))
+        if name == "folder":
+            found = datasets.ImageFolder(root, loader=load_picture)
+            return Pictures(found, torch.tensor(found.targets), found.classes, size), None
+        if name not in ("caltech101", "caltech256"):
+            raise InvalidInput(f"no data set {name!r}; expected caltech101, caltech256, voc2012 or folder")
+        found = (datasets.Caltech101 if name == "caltech101" else datasets.Caltech256)(
+            root, download=download
+        )
+        return Pictures(found, torch.tensor(found.y), found.categories, size), None
+    except (OSError, RuntimeError) as error:  # what torchvision raises where data is missing
+        remedy = (
+            "one folder of pictures a class"
+            if name == "folder"
+            else "it as torchvision keeps it; or --download"
+        )
+        raise InvalidInput(f"{root} does not hold {name} ({error}); expected {remedy}") from error
 
 
 def _voc(root: Path, part: str, size: int, download: bool) -> Pictures:
     found = datasets.VOCDetection(root, "2012", part, download)
-    labels = []
-    for path in found.annotations:
-        names = {thing.findtext("name") for thing in ElementTree.parse(path).iter("object")}
-        labels.append(torch.tensor([float(name in names) for name in VOC_CLASSES]))
+    names = [
+        {thing.findtext("name") for thing in ElementTree.parse(path).iter("object")}
+        for path in found.annotations
+    ]
+    labels = torch.tensor([[float(kind in present) for kind in VOC_CLASSES] for present in names])
     return Pictures(found, labels, VOC_CLASSES, size)
 
 
@@ -86,8 +106,8 @@ def split(
     data: Pictures, per_class: int | None, test_per_class: int = 50, seed: int = 0
 ) -> tuple[Subset, Subset]:
     """``per_class`` random pictures of each class to train on (``None``: four of five), up to 50 others to test."""
-    of_class: dict[Any, list[int]] = defaultdict(list)
-    for index, label in enumerate(data.labels):
+    of_class: dict[int, list[int]] = defaultdict(list)
+    for index, label in enumerate(data.labels.tolist()):
         of_class[label].append(index)
     generator = torch.Generator().manual_seed(seed)
     train, test = [], []

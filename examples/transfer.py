@@ -6,8 +6,8 @@
 
 The model gets a new head for the data's classes and is trained as a whole, or with ``--frozen`` its head alone, as in
 the paper. ``--download`` has torchvision fetch the data; ``--dataset folder`` takes any folder with one folder a class.
-Printed and kept in ``--out``: accuracy in percent on (training, test) pictures after the first and the best epoch; for
-VOC the mean of the classes' average precisions. Every epoch is kept beside it, so an interrupted run goes on.
+Printed: accuracy in percent on (training, test) pictures after the first and the best epoch; for VOC the mean of the
+classes' average precisions. Every epoch's are in ``--out``, and the state after each, so an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -18,9 +18,13 @@ from pathlib import Path
 
 import pictures
 import torch
+from checkpoint import Checkpoint
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import Dataset
 
 from deconvviz.errors import InvalidInput
+from deconvviz.mining.archive import model_fingerprint
 from deconvviz.model_zoo import load_model
 
 
@@ -55,6 +59,9 @@ def quality(scores: Tensor, labels: Tensor) -> float:
 def run(model: nn.Module, loader: torch.utils.data.DataLoader, device: str, optimizer=None) -> float:
     """One pass over the pictures, training if there is an optimizer; the quality of the scores given on the way."""
     model.train(optimizer is not None)
+    for module in model.modules():  # the statistics of frozen layers stay as they are
+        if isinstance(module, _BatchNorm) and module.affine and not module.weight.requires_grad:
+            module.eval()
     scores, labels = [], []
     for images, target in loader:
         with torch.set_grad_enabled(optimizer is not None):
@@ -75,32 +82,36 @@ def run(model: nn.Module, loader: torch.utils.data.DataLoader, device: str, opti
     return quality(torch.cat(scores), torch.cat(labels))
 
 
-def train(
-    options: argparse.Namespace, data: tuple, classes: int, seed: int, checkpoint: Path
-) -> list[list[float]]:
-    """(training, test) after each epoch; goes on from ``checkpoint`` if it is there."""
+def start(options: argparse.Namespace, classes: int, seed: int) -> nn.Module:
+    """The model with a new head; with ``--frozen`` the head alone can learn."""
     torch.manual_seed(seed)
     model = load_model(options.model, None if options.scratch else options.weights).model
     head = new_head(model, classes)
     if options.frozen:
         model.requires_grad_(False)
         head.requires_grad_(True)
+    return model
+
+
+def train(
+    model: nn.Module, data: tuple[Dataset, Dataset], options: argparse.Namespace, checkpoint: Checkpoint
+) -> list[list[float]]:
+    """(training, test) after each epoch; goes on from the checkpoint if there is one."""
     model.to(options.device)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, options.lr)
     history: list[list[float]] = []
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        history = saved["history"]
+    if (kept := checkpoint.load()) is not None:
+        history = kept["history"]
+        if "model" in kept:  # not where the training is finished
+            model.load_state_dict(kept["model"])
+            optimizer.load_state_dict(kept["optimizer"])
     for epoch in range(len(history), options.epochs):
-        torch.manual_seed(seed + 1000 * epoch)  # the same order and dropout, interrupted or not
+        torch.manual_seed(options.seed + 1000 * epoch)  # the same order and dropout, interrupted or not
         training = run(model, pictures.batches(data[0], options.batch, seed=epoch), options.device, optimizer)
         history.append([training, run(model, pictures.batches(data[1], 64), options.device)])
-        saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
-        torch.save(saved, checkpoint.with_suffix(".part"))
-        checkpoint.with_suffix(".part").replace(checkpoint)
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        checkpoint.save({"history": history} | (state if epoch + 1 < options.epochs else {}))
     return history
 
 
@@ -122,31 +133,40 @@ def main(arguments: list[str] | None = None) -> None:
     add("--size", type=int, default=224, help="side of the input in pixels")
     add("--seed", type=int, default=0)
     add("--device", default="cpu")
-    add("--out", type=Path, default=Path("transfer.json"))
+    add("--out", type=Path, default=Path("transfer"), help="folder")
     options = parser.parse_args(arguments)
     if options.scratch == (options.weights is not None):
         raise InvalidInput("expected --weights or --scratch, and not both")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    data, test = pictures.load(options.dataset, options.data, options.size, options.download)
-    results = json.loads(options.out.read_text()) if options.out.exists() else {}
+    if (
+        min(options.epochs, options.batch, options.size, options.test_per_class, *(options.per_class or [1]))
+        < 1
+    ):
+        raise InvalidInput(
+            "--epochs, --batch, --size, --per-class and --test-per-class are counts; expected 1 or more"
+        )
+    data, own_test = pictures.load(options.dataset, options.data, options.size, options.download)
+    if own_test and options.per_class:
+        raise InvalidInput(f"{options.dataset} has its own training part; expected no --per-class")
+    settings = ("size", "batch", "lr", "epochs", "seed", "frozen", "test_per_class")
+    about = {"model": options.model, "data": data.describe()} | {
+        name: vars(options)[name] for name in settings
+    }
     for per_class in options.per_class or [None]:
-        start = "scratch" if options.scratch else "frozen" if options.frozen else "pretrained"
-        key = f"{options.dataset} {options.model} {start} {per_class or 'all'} a class, seed {options.seed}"
-        key += f", {options.epochs} epochs of lr {options.lr:g}, {options.size} pixels"
-        if key not in results:
-            parts = (
-                (data, test)
-                if test
-                else pictures.split(data, per_class, options.test_per_class, options.seed)
-            )
-            checkpoint = options.out.with_name(key.replace(" ", "_").replace(":", "_") + ".pth")
-            results[key] = train(options, parts, len(data.classes), options.seed, checkpoint)
-            options.out.write_text(json.dumps(results, indent=1))
-            checkpoint.unlink()
-        history = results[key]
+        kind = ("scratch" if options.scratch else "pretrained") + (" frozen" if options.frozen else "")
+        name = f"{options.dataset} {options.model} {kind} {per_class or 'all'} a class, seed {options.seed}"
+        parts = (
+            (data, own_test)
+            if own_test
+            else pictures.split(data, per_class, options.test_per_class, options.seed)
+        )
+        model = start(options, len(data.classes), options.seed)
+        path = options.out / (name.replace(" ", "_").replace(":", "_") + ".pth")
+        checkpoint = Checkpoint(path, about | {"network at the start": model_fingerprint(model)})
+        history = train(model, parts, options, checkpoint)
         best = max(range(len(history)), key=lambda epoch: history[epoch][1])
         first, last = ("({:.2f}, {:.2f})".format(*history[epoch]) for epoch in (0, best))
-        print(f"{key}: {first} -> {last}, epoch {best + 1}", flush=True)
+        print(f"{name}: {first} -> {last}, epoch {best + 1}", flush=True)
+        path.with_suffix(".json").write_text(json.dumps(history))
 
 
 if __name__ == "__main__":

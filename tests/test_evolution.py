@@ -262,6 +262,7 @@ def test_a_kept_epoch_is_not_looked_at_again_and_the_last_is_replaced(tmp_path, 
         ({"data": images(23)}, "data"),
         ({"limit": 20}, "data"),
         ({"overlap": "overwrite"}, "overlap"),
+        ({"run": "seed 1"}, "run"),
     ],
 )
 def test_a_file_of_something_else_is_refused(other, word, tmp_path):
@@ -345,8 +346,15 @@ def test_over_saved_checkpoints_is_the_callback_to_the_bit(tmp_path):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     with pytest.raises(WeightsError):
         watch().over(nn.Sequential(nn.Linear(2, 2)), {2: checkpoints[2]})
-    with pytest.raises(WeightsError, match="state dict of epoch 1"):
+    with pytest.raises(WeightsError, match="state dict of epoch 1 does not fit the Sequential; unexpected"):
         watch().over(nn.Sequential(nn.Linear(2, 2)), {1: checkpoints[1]})
+    with pytest.raises(WeightsError, match="state dict of epoch 1 holds no state dict"):
+        watch().over(net(), {1: {"epoch": 1}})
+    wrapped = {"state_dict": {f"module.{name}": tensor for name, tensor in checkpoints[1].items()}}
+    assert watch().over(model, {1: wrapped}).looks[0].weights == seen.result.looks[0].weights
+    for wrong in ({}, [checkpoints[1]], {1: None}, {"1": checkpoints[1]}):
+        with pytest.raises(InvalidInput, match="checkpoints"):
+            watch().over(net(), wrong)
 
 
 def test_as_a_callback_of_lightning():
