@@ -55,6 +55,7 @@ HIGH_FREQUENCY = 0.95
 FEW_MIDDLE = 0.2
 FOLDED = 0.5
 FLAGS = ("dead", "grey", "saturated", "duplicate", "high-frequency")
+"""What can be wrong with a filter, as in the table above."""
 BATCH = 16
 
 

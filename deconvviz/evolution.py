@@ -148,7 +148,7 @@ class FeatureEvolution:
         Raises:
             InvalidInput: no checkpoints, or not such a mapping.
             WeightsError: a file is missing, damaged, or does not fit the model.
-            Others: as for a call.
+            DeconvvizError: else as for a call.
         """
         trained = copy.deepcopy(require_module(model))
         for epoch, weights in sorted(_checked(checkpoints).items()):

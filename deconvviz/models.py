@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from deconvviz.errors import InvalidInput
 
 REMOVABLE = ("conv3", "conv4", "conv5", "fc6", "fc7")
+"""The layers that ``without`` can name."""
 
 
 class Convolution(NamedTuple):

@@ -2,7 +2,7 @@
 
 A window slides over the input; what is under it is replaced by a baseline, and the output's fall is put where the
 window was, averaged where windows overlap. The numbers are those of ``captum.attr.Occlusion``; for a module whose
-input is an image only what each window changed is computed again (:mod:`deconvviz.incremental`), which is exact.
+input is an image only what each window changed is computed again (``deconvviz.incremental``), which is exact.
 
 An output that falls says that the model used what was covered, or that the patch looks like something else to it:
 try a second fill (``baselines="blur"``) before believing a map.
@@ -114,11 +114,11 @@ class OcclusionSensitivity(PerturbationAttribution):
                 (:func:`~deconvviz.windows.circles`, :func:`~deconvviz.windows.segments`).
 
         Returns:
-            A tensor of the inputs' shape, or a tuple of them: positive where the output fell. If the output is
+            A tensor of the inputs' shape, or a tuple of them; positive where the output fell. If the output is
             one number for a whole batch, the first axis is 1.
 
         Raises:
-            InvalidInput, which is an ``AssertionError`` too: windows or strides that captum rejects, and others
+            InvalidInput: windows or strides that captum rejects (it is an ``AssertionError`` too), and others
                 that make no sense.
             WindowFailed: the model raised; the message has the window's number.
         """
