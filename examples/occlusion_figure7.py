@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
             f"{path.stem}: class {name}, {clean:.3f}, falls to {float(scores.min()):.3f} with the patch at "
             f"{tuple(centre[0].tolist())}; map {int(maps.fmaps[0])} falls by "
             f"{1 - float(totals.min() / maps.clean_activation[0]):.0%} at {tuple(centre[1].tolist())}; "
-            f"{float((maps.label_cells[0, 0] != label).float().mean()):.0%} of the places change the label"
+            f"{float((maps.label_cells[0, 0] != label).float().mean()):.1%} of the places change the label"
         )
         figure = figure7(maps, 0, loaded.categories, mean=transform.mean, std=transform.std)
         save_figure(figure, options.out / f"{path.stem}.png")
