@@ -1,6 +1,7 @@
 """The demo: what it prints, that its pictures show real features, and that its page is sound."""
 
 import contextlib
+import dataclasses
 import io
 from html.parser import HTMLParser
 from importlib.util import find_spec
@@ -14,8 +15,9 @@ from PIL import Image
 
 from deconvviz import Deconvnet, OcclusionSensitivity, demo_data
 from deconvviz.cli import main
-from deconvviz.demo import Occlusion, Photograph, Stage, Unit, render_page, strongest_units
+from deconvviz.demo import render_page
 from deconvviz.demo_data import demo_model, demo_photographs
+from deconvviz.demo_results import Method, Photograph, Stage, Unit, strongest_units
 from deconvviz.images import displayable, to_input, to_pixels
 
 HOSTILE = "\"><script>alert('1')</script>&amp;{{ 7 * 7 }}"
@@ -164,12 +166,14 @@ def test_strongest_units_against_a_loop():
 
 
 def test_hostile_names_are_escaped():
-    unit = Unit(3, (1, 2), (0, 10, 0, 10), f"{HOSTILE}.png")
-    stage = Stage("late", HOSTILE, [unit])
-    occlusion = Occlusion(f"{HOSTILE}.png", HOSTILE, 0.5, 0.1, 3, HOSTILE)
-    shown = Photograph(
-        HOSTILE, f"{HOSTILE}.png", [(HOSTILE, 0.5)], [stage], unit, [(HOSTILE, "m.png")], occlusion
-    )
+    grey = np.full((208, 208, 3), 128, np.uint8)
+    unit = Unit(3, (1, 2), (0, 10, 0, 10), grey, grey)
+    stage = Stage(HOSTILE, HOSTILE, [unit])
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    maps = OcclusionSensitivity(model).maps(torch.zeros(1, 3, 8, 8), 4, 4, "0")
+    maps = dataclasses.replace(maps, layer=HOSTILE)
+    method = Method(HOSTILE, HOSTILE, grey)
+    shown = Photograph(HOSTILE, grey, [(HOSTILE, 0.5)], [stage], [method], maps)
     page = Page(render_page([shown]))
     assert not page.all("script")
     assert page.text.count("alert('1')") >= 4
