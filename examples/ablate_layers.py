@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder or .zip; default: torchvision's download")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--dropout", type=float, default=0.5, help="after fc 6 and fc 7; 0 for none")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--out", type=Path, default=Path("ablations"), help="folder")
     options = parser.parse_args()
@@ -42,6 +43,9 @@ def main() -> None:
         for seed in options.seeds:
             torch.manual_seed(seed)
             model = small_zfnet(len(training[1].unique()), **VARIANTS[name])
+            for module in model.modules():
+                if isinstance(module, torch.nn.Dropout):
+                    module.p = options.dropout
             file = options.out / f"{name} seed {seed}.pth"
             cifar10.train(model, training, options.epochs, seed=seed, file=file)
             errors.append([cifar10.error(model, training), cifar10.error(model, test)])

@@ -11,9 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from deconvviz.errors import CheckpointError
+from deconvviz.mining.archive import hash_of, model_fingerprint
 from deconvviz.mining.found import require_same
+
+
+def network(model: nn.Module) -> dict[str, Any]:
+    """What a training is about as far as its network goes: the layers with their settings, and where it starts."""
+    return {
+        "number of weights": sum(parameter.numel() for parameter in model.parameters()),
+        "layers": hash_of(str(model)),
+        "network at the start": model_fingerprint(model),
+    }
 
 
 class Checkpoint:

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
-from checkpoint import Checkpoint
+from checkpoint import Checkpoint, network
 from PIL import Image
 from torch import Tensor, nn
 
 from deconvviz.errors import InvalidInput
-from deconvviz.mining.archive import hash_of, model_fingerprint
+from deconvviz.mining.archive import hash_of
 
 Split = tuple[Tensor, Tensor]
 
@@ -115,11 +115,7 @@ def train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3 * lr, steps)
     checkpoint, done = None, 0
     if file is not None:
-        about = {
-            "number of weights": sum(p.numel() for p in model.parameters()),
-            "network at the start": model_fingerprint(model),
-            "data": hash_of(images, labels),
-        }
+        about = network(model) | {"data": hash_of(images, labels)}
         checkpoint = Checkpoint(file, about | {"epochs": epochs, "learning rate": lr, "seed": seed})
         if (kept := checkpoint.load()) is not None:
             model.load_state_dict(kept["model"])

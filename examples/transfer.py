@@ -18,13 +18,12 @@ from pathlib import Path
 
 import pictures
 import torch
-from checkpoint import Checkpoint
+from checkpoint import Checkpoint, network
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
 
 from deconvviz.errors import InvalidInput
-from deconvviz.mining.archive import model_fingerprint
 from deconvviz.model_zoo import load_model
 
 
@@ -161,7 +160,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
         model = start(options, len(data.classes), options.seed)
         path = options.out / (name.replace(" ", "_").replace(":", "_") + ".pth")
-        checkpoint = Checkpoint(path, about | {"network at the start": model_fingerprint(model)})
+        checkpoint = Checkpoint(path, about | network(model))
         history = train(model, parts, options, checkpoint)
         best = max(range(len(history)), key=lambda epoch: history[epoch][1])
         first, last = ("({:.2f}, {:.2f})".format(*history[epoch]) for epoch in (0, best))

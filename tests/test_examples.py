@@ -220,6 +220,8 @@ def test_ablate_layers(cifar_zip, tmp_path, monkeypatch, capsys) -> None:
     assert float(mean) == pytest.approx(sum(errors) / 2, abs=0.11)
     assert float(std) == pytest.approx(abs(errors[0] - errors[1]) / 2**0.5, abs=0.11)
     assert len(list((tmp_path / "a").glob("*.pth"))) == 4
+    with pytest.raises(CheckpointError, match="base seed 1.pth is of another layers"):
+        run("ablate_layers.py", monkeypatch, *arguments, "--seeds", 1, "--dropout", 0)
 
 
 def test_fix_the_first_layer(cifar_zip, tmp_path, monkeypatch, capsys) -> None:
