@@ -30,118 +30,26 @@ at any stride. Kernels of one pixel have no frequencies. A filter can be silent 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from deconvviz.capture import require_module, watch
-from deconvviz.errors import InvalidInput, UnknownLayer
+from deconvviz.diagnosis_result import FLAGS, Diagnosis, Filter, LayerDiagnosis
+from deconvviz.errors import InvalidInput
 from deconvviz.inputs import input_tensors
 from deconvviz.rules.rectifiers import rectify
 from deconvviz.spectrum import Spectrum
 from deconvviz.tape import Tape
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 DEAD_RMS = 0.05
 GREY = 0.95
 SATURATED = 0.999
 DUPLICATE = 0.99
 HIGH_FREQUENCY = 0.95
-FEW_MIDDLE = 0.2
-FOLDED = 0.5
-FLAGS = ("dead", "grey", "saturated", "duplicate", "high-frequency")
-"""What can be wrong with a filter, as in the table above."""
 BATCH = 16
-
-
-@dataclass(frozen=True)
-class Filter:
-    """One filter of a layer and what is wrong with it; shares are 0..1, ``None`` where they have no meaning."""
-
-    number: int
-    rms: float
-    """Root mean square of the kernel's weights."""
-    grey: float | None
-    """Share of the kernel's energy in its mean over the window."""
-    low: float | None
-    """Share of the energy in waves longer than 6 pixels; ``middle``: 3 to 6; ``high``: shorter than 3."""
-    middle: float | None
-    high: float | None
-    twin: int | None
-    """The most similar other filter on the same input maps, and their cosine."""
-    cosine: float | None
-    fires: float | None
-    """Share of the data's cells where it is positive; ``None`` without data or without a rectifier after it."""
-    flags: tuple[str, ...]
-    """Some of :data:`FLAGS`."""
-
-
-@dataclass(frozen=True)
-class LayerDiagnosis:
-    """One convolution: its filters, and what the layer as a whole does to frequencies."""
-
-    layer: str
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    weights: Tensor
-    """A copy of the kernels (O, I, kh, kw)."""
-    filters: tuple[Filter, ...]
-    folded: float | None
-    """Share of the kernels' energy that the stride folds over, 0..1; ``None`` without energy."""
-    advice: tuple[str, ...]
-
-    def flagged(self, flag: str) -> list[int]:
-        """The numbers of the filters with one of :data:`FLAGS`."""
-        return [found.number for found in self.filters if flag in found.flags]
-
-    def figure(self) -> Figure:
-        """The kernels as a mosaic, the flagged ones framed."""
-        from deconvviz.plotting.filters import mosaic
-
-        return mosaic(self)
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """Every convolution of a model, in the model's order; prints as a table."""
-
-    layers: tuple[LayerDiagnosis, ...]
-    images: int
-    """How many images of data were seen."""
-
-    def __getitem__(self, layer: str) -> LayerDiagnosis:
-        for found in self.layers:
-            if found.layer == layer:
-                return found
-        names = ", ".join(repr(found.layer) for found in self.layers)
-        raise UnknownLayer(f"no convolution {layer!r} was diagnosed; expected one of {names}")
-
-    @property
-    def healthy(self) -> bool:
-        """Whether no filter is flagged and no layer has an advice."""
-        return not any(layer.advice for layer in self.layers)
-
-    def figure(self, layer: str | None = None) -> Figure:
-        """The mosaic of one layer, by default the first."""
-        return (self.layers[0] if layer is None else self[layer]).figure()
-
-    def __str__(self) -> str:
-        width = max([len("layer"), *(len(layer.layer) for layer in self.layers)])
-        lines = [f"{'layer':<{width}}  kernel   filters  " + "  ".join(FLAGS) + "  folded"]
-        for layer in self.layers:
-            counts = "  ".join(f"{len(layer.flagged(flag)) or '-':>{len(flag)}}" for flag in FLAGS)
-            shape = f"{layer.kernel[0]}x{layer.kernel[1]}/{max(layer.stride)}"
-            folded = "-" if layer.folded is None else f"{layer.folded:.0%}"
-            lines.append(
-                f"{layer.layer:<{width}}  {shape:<7}  {len(layer.filters):>7}  {counts}  {folded:>6}"
-            )
-        lines += [f"{layer.layer}: {advice}" for layer in self.layers for advice in layer.advice]
-        return "\n".join(lines)
 
 
 def diagnose(model: nn.Module, data: Tensor | Iterable[Any] | None = None) -> Diagnosis:
@@ -162,7 +70,7 @@ def diagnose(model: nn.Module, data: Tensor | Iterable[Any] | None = None) -> Di
         raise InvalidInput(f"the {type(model).__name__} has no nn.Conv2d to diagnose")
     images, fires = (0, {}) if data is None else _fires(model, convolutions, data)
     layers = [_layer(name, module, fires.get(name), images) for name, module in convolutions.items()]
-    return Diagnosis(tuple(layers), images)
+    return Diagnosis(tuple(layers))
 
 
 @torch.no_grad()
@@ -227,8 +135,7 @@ def _layer(name: str, module: nn.Conv2d, fires: Tensor | None, images: int) -> L
     kernel, stride = (height, width), (module.stride[0], module.stride[1])
     total = float(energy.sum())
     folded = max(0.0, 1 - float(spectrum.carried(weights, stride).sum()) / total) if total else None
-    layer = LayerDiagnosis(name, kernel, stride, weights.float(), tuple(filters), folded, ())
-    return replace(layer, advice=_advice(layer, images))
+    return LayerDiagnosis(name, kernel, stride, weights.float(), tuple(filters), folded, images)
 
 
 def _twins(weights: Tensor, groups: int) -> tuple[Tensor, Tensor]:
@@ -263,6 +170,10 @@ def _fires(
 
 
 def _batches(data: Tensor | Iterable[Any]) -> Iterator[Any]:
+    if not isinstance(data, Iterable):
+        raise InvalidInput(
+            f"data is a {type(data).__name__}; expected images (N, C, H, W), or batches of them"
+        )
     for batch in data.split(BATCH) if isinstance(data, Tensor) else data:
         yield batch[0] if isinstance(batch, (tuple, list)) else batch
 
@@ -276,44 +187,3 @@ def _responses(tape: Tape) -> Iterator[tuple[int, str]]:
             if users and all(user.rule.back is rectify for user in users):
                 yield value, step.module
             value = users[0].outputs[0] if [u.operation for u in users] == ["batch_norm"] else None
-
-
-def _advice(layer: LayerDiagnosis, images: int) -> tuple[str, ...]:
-    """Plain sentences on what is wrong and what to try."""
-    (height, width), stride, total = layer.kernel, max(layer.stride), len(layer.filters)
-    seen = f" or never fire on the {images} images given" if images else ""
-    remedies = {
-        "dead": f"have no weights to speak of{seen}: prune them, or train with a lower rate and clip_filter_rms",
-        "grey": "pass only an average over their window: they cost as much as an edge detector and tell less",
-        "saturated": f"are on everywhere in the {images} images given: their rectifier does nothing; look at the bias",
-        "duplicate": "do what another does: fewer maps would do, or train longer with dropout",
-        "high-frequency": "follow changes from one pixel to the next, mostly noise: regularise more, or train longer",
-    }
-    advice = [
-        f"{len(numbers)} of {total} filters ({_listed(numbers)}) {remedy}"
-        for flag, remedy in remedies.items()
-        if (numbers := layer.flagged(flag))
-    ]
-    middles = [found.middle for found in layer.filters if found.middle is not None]
-    middle = sum(middles) / len(middles) if middles else 1
-    smaller = f"try {_odd(height * 7 / 11)}x{_odd(width * 7 / 11)}"
-    if min(height, width) >= 5 and middle < FEW_MIDDLE:
-        advice.append(
-            f"waves of 3 to 6 pixels, the middle, hold {middle:.0%} of its filters' energy: {smaller}"
-        )
-    if stride > 1 and layer.folded is not None and layer.folded >= FOLDED:
-        kernel = smaller if min(height, width) >= 5 else "keep the kernel"
-        advice.append(
-            f"stride {stride} after a {height}x{width} kernel folds {layer.folded:.0%} of its energy over: "
-            f"{kernel}, stride {stride // 2}"
-        )
-    return tuple(advice)
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
-
-
-def _odd(size: float) -> int:
-    """The odd number nearest to a kernel's size, at least 3."""
-    return max(3, 2 * round((size - 1) / 2) + 1)

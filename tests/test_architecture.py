@@ -24,7 +24,7 @@ LEVELS = [
     ["check", "units", "targets", "unit_projection", "feature_map"],
     ["clean_passes", "sweep"],
     ["projection", "mining", "features", "incremental"],
-    ["capture", "geometry"],
+    ["capture", "geometry", "diagnosis_result"],
     ["layers", "inputs", "windows", "fills", "shards", "refinement"],
     ["rules"],
     ["boxes", "switches"],

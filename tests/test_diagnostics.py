@@ -17,7 +17,8 @@ from trained_like import as_if_trained, pictures
 
 from deconvviz import diagnostics, spectrum
 from deconvviz.cli import main
-from deconvviz.diagnostics import Diagnosis, clip_filter_rms, diagnose
+from deconvviz.diagnosis_result import FLAGS, Diagnosis
+from deconvviz.diagnostics import clip_filter_rms, diagnose
 from deconvviz.errors import InvalidInput, UnknownLayer
 from deconvviz.images import load_picture, to_input
 from deconvviz.plotting.filters import COLOURS
@@ -220,7 +221,7 @@ def test_the_figure_frames_flagged_filters() -> None:
     }
     assert set(framed) == {"3", "6"}
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["dead: 1", "grey: 1"]
-    assert tuple(COLOURS) == diagnostics.FLAGS
+    assert tuple(COLOURS) == FLAGS
     figure.draw_without_rendering()
     assert diagnose(model).figure("2").get_suptitle() == "2: 16 kernels"
 
@@ -247,6 +248,8 @@ def test_refusals(images) -> None:
         diagnose(nn.Sequential(nn.Linear(3, 3)))
     with pytest.raises(InvalidInput, match="data has no images"):
         diagnose(clean(), iter(()))
+    with pytest.raises(InvalidInput, match="data is a int; expected images"):
+        diagnose(clean(), 5)
     with pytest.raises(InvalidInput, match="inputs holds a str"):
         diagnose(clean(), ["cat.jpg"])
     with pytest.raises(UnknownLayer, match="no convolution 'fc' was diagnosed; expected one of '0', '2'"):

@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from deconvviz.errors import InvalidInput
 
-
-class Curves(Protocol):
-    """What :func:`invariance_curves` draws: any object with these attributes."""
-
-    @property
-    def transform(self) -> str:
-        """The transform's name."""
-
-    @property
-    def unit(self) -> str:
-        """The amounts' unit."""
-
-    @property
-    def amounts(self) -> Sequence[float]:
-        """A of them."""
-
-    @property
-    def distances(self) -> Mapping[str, Tensor]:
-        """For each layer (N, A)."""
-
-    @property
-    def probability(self) -> Tensor | None:
-        """(N, A), 0..1."""
+if TYPE_CHECKING:
+    from deconvviz.evidence import Evidence
+    from deconvviz.invariance import InvarianceCurves
 
 
-def invariance_curves(curves: Curves, labels: Sequence[str] | None = None) -> Figure:
+def invariance_curves(curves: InvarianceCurves, labels: Sequence[str] | None = None) -> Figure:
     """Draw the distance at each layer, then the probability, over the amount of the transform."""
     plots = {f"{layer}: distance": values for layer, values in curves.distances.items()}
     if curves.probability is not None:
@@ -54,30 +33,6 @@ def invariance_curves(curves: Curves, labels: Sequence[str] | None = None) -> Fi
     if labels:
         figure.legend(lines, labels, loc="outside right center", fontsize=7, frameon=False)
     return figure
-
-
-class Evidence(Protocol):
-    """What :func:`evidence_scatter` draws: any object with these attributes."""
-
-    @property
-    def layer(self) -> str:
-        """Whose maps."""
-
-    @property
-    def target(self) -> int:
-        """The class."""
-
-    @property
-    def activation(self) -> Tensor:
-        """(C,)."""
-
-    @property
-    def effect(self) -> Tensor:
-        """(C,)."""
-
-    @property
-    def strongest(self) -> int:
-        """The map to mark."""
 
 
 def evidence_scatter(evidence: Evidence) -> Figure:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from torch import Tensor
 
 from deconvviz.images import display_scale, displayable
+
+if TYPE_CHECKING:
+    from deconvviz.diagnosis_result import LayerDiagnosis
 
 COLOURS = {
     "dead": "black",
@@ -22,35 +23,7 @@ COLOURS = {
 CELL_INCHES = 0.5
 
 
-class Filter(Protocol):
-    """A filter's number and flags."""
-
-    @property
-    def number(self) -> int:
-        """Counted from 0."""
-
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """Some of :data:`COLOURS`."""
-
-
-class Layer(Protocol):
-    """What :func:`mosaic` draws: any object with these attributes."""
-
-    @property
-    def layer(self) -> str:
-        """Its name."""
-
-    @property
-    def weights(self) -> Tensor:
-        """The kernels (O, I, kh, kw)."""
-
-    @property
-    def filters(self) -> Sequence[Filter]:
-        """One for each kernel."""
-
-
-def mosaic(layer: Layer) -> Figure:
+def mosaic(layer: LayerDiagnosis) -> Figure:
     """Show the kernels in their order about mid-grey, all at one scale; other than 3 input maps by their mean.
 
     A flagged filter has its number above and a frame in the colour of its first flag; the legend counts each flag.
