@@ -7,11 +7,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vmap
 
 from deconvviz.incremental.crops import CleanValue
+from deconvviz.incremental.kernels import Kernel, filtering, product
 from deconvviz.rules import EXACT
+from deconvviz.rules.linear import each
 from deconvviz.tape import Slot, Step, Tape, flatten
 
 if TYPE_CHECKING:
@@ -34,6 +37,7 @@ class CleanPass:
         self.last = {value: i for i, step in enumerate(self.steps) for value in step.inputs}
         self.contents = self._run(tape.tensors[0])
         self._values: dict[tuple[int, tuple[int, ...]], CleanValue] = {}
+        self._kernels: dict[int, Kernel] = {}
         self.wholes = [whole(self, step) for step in self.steps]
 
     def shape(self, value: int | None) -> tuple[int, ...]:
@@ -45,6 +49,24 @@ class CleanPass:
         if (value, axes) not in self._values:
             self._values[value, axes] = CleanValue(self.contents[value], axes)
         return self._values[value, axes]
+
+    def kernel(self, step: Step) -> Kernel:
+        """A recorded convolution, without its padding, or a linear step; made ready once."""
+        if id(step) not in self._kernels:
+            weight, bias = step.argument(1, "weight"), step.argument(2, "bias")
+            if step.operation == "linear":
+                self._kernels[id(step)] = product(weight, bias, self.tape.autocast)
+            else:
+                n = weight.dim() - 2
+                stride, dilation = (
+                    each(step.argument(3, "stride", 1), n),
+                    each(step.argument(5, "dilation", 1), n),
+                )
+                groups = step.argument(6, "groups", 1)
+                self._kernels[id(step)] = filtering(
+                    weight, bias, stride, dilation, groups, self.tape.autocast
+                )
+        return self._kernels[id(step)]
 
     def _run(self, image: Tensor) -> dict[int, Tensor]:
         """Every value of the pass, channels_last where it can be."""
@@ -62,9 +84,12 @@ def whole(clean: CleanPass, step: Step) -> Callable[[Batch], Any]:
     batched = all(shape and shape[0] == 1 for shape in shapes) and _keeps_batch(step, shapes)
     lacking = [not shape or shape[0] != 1 for shape in shapes]
     inputs = len(step.inputs)
+    pads = _kernel_pads(step) if batched else None
 
     def run(batch: Batch) -> Any:
         tensors = [batch.whole(value) for value in step.inputs]
+        if pads is not None:
+            return clean.kernel(step)(F.pad(tensors[0], pads) if any(pads) else tensors[0])
         if batched:
             return step.rerun(*tensors)
         single = [t if lack else t.unsqueeze(1) for t, lack in zip(tensors, lacking, strict=False)]
@@ -76,6 +101,19 @@ def whole(clean: CleanPass, step: Step) -> Callable[[Batch], Any]:
         return [o if lack else o.squeeze(1) for o, lack in zip(outputs, lacking[inputs:], strict=False)]
 
     return run
+
+
+def _kernel_pads(step: Step) -> list[int] | None:
+    """How ``F.pad`` pads the input of a step that :meth:`CleanPass.kernel` computes; ``None`` for others."""
+    if len(step.inputs) != 1 or not isinstance(step.argument(0, "input"), Slot):
+        return None
+    if step.operation == "linear":
+        return []
+    padding = step.argument(4, "padding", 0)
+    if step.operation != "conv2d" or isinstance(padding, str):
+        return None
+    y, x = each(padding, 2)
+    return [x, x, y, y]
 
 
 _OF_RANK = frozenset(

@@ -44,11 +44,9 @@ def filtered(plan: Group, step: Step) -> Work | None:
     """A convolution, from the boxes it reads, padding included."""
     region, weight = plan.region(step.inputs[0]), step.argument(1, "weight")
     n = weight.dim() - 2
-    bias, stride, padding, dilation, groups = (
-        step.argument(2 + i, name, default)
-        for i, (name, default) in enumerate(
-            (("bias", None), ("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1))
-        )
+    stride, padding, dilation = (
+        step.argument(3 + i, name, default)
+        for i, (name, default) in enumerate((("stride", 1), ("padding", 0), ("dilation", 1)))
     )
     if not _first_alone(step) or not _trailing(region, n):
         return None
@@ -60,13 +58,7 @@ def filtered(plan: Group, step: Step) -> Work | None:
     space = plan.shape(step.outputs[0])[2:]
     out = region.through(kernel, stride, before, space)
     wanted = out.read_by(kernel, stride, before)
-    convolve = getattr(F, f"conv{n}d")
-
-    def run(batch: Batch) -> Tensor:
-        boxes = batch.read(step.inputs[0], wanted)
-        return convolve(boxes, weight, bias, stride, 0, dilation, groups)
-
-    return Work([out], run)
+    return Work([out], lambda batch: plan.clean.kernel(step)(batch.read(step.inputs[0], wanted)))
 
 
 def max_pooled(plan: Group, step: Step) -> Work | None:

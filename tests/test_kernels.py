@@ -1,0 +1,77 @@
+"""Filters and products made ready once give what PyTorch's give, with and without packed weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from random_windows import at_random
+
+from deconvviz.incremental import kernels
+from deconvviz.incremental.kernels import Winograd, filtering, product
+
+
+def numbers(*shape, dtype=torch.float64, seed=0):
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@at_random
+@given(
+    st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(1, 5)),
+    st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([1, 200_000, 10**9]),
+)
+def test_winograd(channels_and_batch, size, biased, channels_last, cached):
+    """Odd and even extents, in one part or many."""
+    batch, inward, outward = channels_and_batch
+    boxes = numbers(batch, inward, size[0] + 2, size[1] + 2)
+    if channels_last:
+        boxes = boxes.contiguous(memory_format=torch.channels_last)
+    weight, bias = numbers(outward, inward, 3, 3, seed=1), numbers(outward, seed=2) if biased else None
+    before = boxes.clone()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "FEW", 0)
+        patch.setattr(kernels, "CACHED", cached)
+        found = Winograd(weight, bias, None)(boxes)
+    torch.testing.assert_close(found, F.conv2d(boxes, weight, bias), rtol=1e-12, atol=1e-12)
+    assert torch.equal(boxes, before)
+
+
+@pytest.mark.parametrize("packs", [True, False])
+@pytest.mark.parametrize(
+    ("channels", "size", "stride", "dilation", "groups"),
+    [((3, 8), 7, 2, 1, 1), ((8, 8), 3, 1, 2, 4), ((256, 128), 3, 1, 1, 1), ((128, 256), 1, 2, 1, 1)],
+)
+def test_single_precision(monkeypatch, packs, channels, size, stride, dilation, groups):
+    """As near to the exact sum as ``conv2d``, and the weights stay as they were."""
+    monkeypatch.setattr(kernels, "_packing_works", lambda: packs)
+    inward, outward = channels
+    boxes = numbers(5, inward, 19, 17, dtype=torch.float32)
+    weight = numbers(outward, inward // groups, size, size, dtype=torch.float32, seed=1)
+    bias, kept = numbers(outward, dtype=torch.float32, seed=2), weight.clone()
+    geometry = ((stride,) * 2, (dilation,) * 2, groups)
+    kernel = filtering(weight, bias, *geometry)
+    assert isinstance(kernel, Winograd) == (channels == (256, 128))
+    exact = F.conv2d(boxes.double(), weight.double(), bias.double(), geometry[0], 0, *geometry[1:])
+    assert (kernel(boxes).double() - exact).abs().max() <= 1e-5 * exact.abs().max()
+    assert torch.equal(weight, kept) and weight.is_contiguous()
+    rows, matrix = numbers(7, 30, dtype=torch.float32), numbers(11, 30, dtype=torch.float32, seed=3)
+    for b in (None, bias[:1].expand(11).contiguous()):
+        torch.testing.assert_close(product(matrix, b)(rows), F.linear(rows, matrix, b), rtol=1e-5, atol=1e-5)
+
+
+def test_packing_is_tried_before_it_is_used():
+    """Whatever the build, the answer says whether the operations give what the public ones give."""
+    kernels._packing_works.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+        assert not kernels._packing_works()
+    kernels._packing_works.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(F, "linear", lambda rows, weight: rows @ weight.T + 1)
+        assert not kernels._packing_works()
+    kernels._packing_works.cache_clear()
