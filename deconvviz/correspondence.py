@@ -31,10 +31,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deconvviz.capture import require_module
 from deconvviz.errors import InvalidInput
-from deconvviz.features import features
+from deconvviz.features import features, layer_names
+from deconvviz.fills import Fill, filled
 from deconvviz.inputs import input_tensors
-from deconvviz.layers import Layer, locate
+from deconvviz.layers import Layer
 
 RANDOM = "random"
 
@@ -95,8 +97,8 @@ def correspondence(
     model: nn.Module,
     images: Tensor,
     boxes: Mapping[str, Any],
-    layers: Sequence[Layer],
-    fill: float = 0.0,
+    layers: Layer | Sequence[Layer],
+    fill: Fill = 0.0,
     draws: int = 10,
     seed: int = 0,
 ) -> Correspondence:
@@ -106,30 +108,37 @@ def correspondence(
         model: any module; it is left as it was found.
         images: (N, C, H, W) with N >= 2, as the model takes them.
         boxes: for each part's name one box an image, (N, 4): y0, y1, x0, x1 in pixels, ends excluded.
-        layers: dotted names, modules or calls.
-        fill: what a box is filled with; 0 is the mean colour of normalised images.
+        layers: dotted names, modules or calls, one or several.
+        fill: what a box is filled with, see :func:`~deconvviz.fills.filled`; 0 is the mean colour of normalised images.
         draws: how often random boxes are drawn, one an image, of the sizes of each part in turn.
         seed: of the draws.
 
     Raises:
-        InvalidInput: fewer than two images, no parts, boxes that are not (N, 4) or not inside the images.
+        InvalidInput: fewer than two images, no parts, boxes that are not (N, 4) or not inside the images, or another
+            argument that makes no sense.
         UnknownLayer, AmbiguousLayer, LayerNotRun: as their names say.
     """
+    model = require_module(model)
     (images,) = input_tensors(images, model)
+    if not isinstance(boxes, Mapping) or not all(type(number) is int for number in (draws, seed)):
+        raise InvalidInput(
+            f"boxes is a {type(boxes).__name__}, draws {draws!r} and seed {seed!r}; expected a mapping from parts to "
+            "boxes, and whole numbers"
+        )
     parts = {name: _checked(name, box, images) for name, box in boxes.items()}
     if len(images) < 2 or not parts or RANDOM in parts or draws < 1:
         raise InvalidInput(
             f"{len(images)} images, parts {list(parts)} and {draws} draws; expected two images or more, one part or "
             f"more, none of them called {RANDOM!r}, and one draw or more"
         )
-    names = [layer if isinstance(layer, str) else locate(model, layer)[0] for layer in layers]
+    names, cover = layer_names(model, layers), filled(images, fill).expand_as(images)
     clean = features(model, images, names)
     drawn = _random_boxes(list(parts.values()), images, draws, seed)
     rows = []
     for part, occlusions in [*((name, [box]) for name, box in parts.items()), (RANDOM, drawn)]:
         differing: list[list[Tensor]] = [[] for _ in names]
         for occlusion in occlusions:
-            occluded = features(model, _occluded(images, occlusion, fill), names)
+            occluded = features(model, _occluded(images, occlusion, cover), names)
             for found, x, hidden in zip(differing, clean, occluded, strict=True):
                 found.append(_compared((x - hidden).flatten(1).sign().cpu()))
         rows += [
@@ -148,10 +157,10 @@ def _compared(signs: Tensor) -> Tensor:
     return torch.stack(shares, 1)
 
 
-def _occluded(images: Tensor, boxes: Tensor, fill: float) -> Tensor:
+def _occluded(images: Tensor, boxes: Tensor, cover: Tensor) -> Tensor:
     hidden = images.clone()
-    for image, (y0, y1, x0, x1) in zip(hidden, boxes.tolist(), strict=True):
-        image[:, y0:y1, x0:x1] = fill
+    for image, filling, (y0, y1, x0, x1) in zip(hidden, cover, boxes.tolist(), strict=True):
+        image[:, y0:y1, x0:x1] = filling[:, y0:y1, x0:x1]
     return hidden
 
 

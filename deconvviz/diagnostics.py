@@ -82,7 +82,8 @@ def clip_filter_rms(model: nn.Module, limit: float = 0.1) -> int:
     Raises:
         InvalidInput: ``limit`` is not positive, or a filter is computed from other parameters (weight norm).
     """
-    if not 0 < limit < math.inf:
+    model = require_module(model)
+    if not isinstance(limit, (int, float)) or not 0 < limit < math.inf:
         raise InvalidInput(f"limit is {limit!r}; expected a positive number, such as the paper's 0.1")
     clipped = 0
     for name, module in model.named_modules():

@@ -94,17 +94,19 @@ class FeatureEvolution:
         overlap: str = "sum",
         on_unsupported: str = "raise",
     ) -> None:
-        self.layers = [layers] if isinstance(layers, str) else list(layers)
+        self.layers = [layers] if isinstance(layers, str) else _listed(layers)
         if not self.layers or not all(isinstance(layer, str) for layer in self.layers):
             raise InvalidInput(
                 f"layers is {layers!r}; expected names such as 'layer1' (a module of one checkpoint is not in another)"
             )
         self.fmaps = _fmaps(fmaps, self.layers)
-        self.epochs = tuple(epochs)
+        self.epochs = tuple(_listed(epochs))
         if not self.epochs or not all(type(epoch) is int and epoch >= 0 for epoch in self.epochs):
-            raise InvalidInput(f"epochs is {self.epochs}; expected whole numbers, such as {EPOCHS}")
+            raise InvalidInput(f"epochs is {epochs!r}; expected whole numbers, such as {EPOCHS}")
         require("overlap", overlap, OVERLAPS)
         require("on_unsupported", on_unsupported, ("raise", "gradient"))
+        if not isinstance(run, str) or not isinstance(file, (str, os.PathLike, type(None))):
+            raise InvalidInput(f"file is {file!r} and run {run!r}; expected a path, or None, and a text")
         self.file = None if file is None else Path(file)
         self._data = {"data": data, "transform": transform, "limit": limit, "batch_size": batch_size}
         self._rules = {"overlap": overlap, "on_unsupported": on_unsupported}
@@ -128,6 +130,8 @@ class FeatureEvolution:
             InvalidInput, UnknownLayer, AmbiguousLayer, LayerNotRun, FeatureMapOutOfRange, UnsupportedOperation: as
                 their names say.
         """
+        if type(epoch) is not int:
+            raise InvalidInput(f"epoch is {epoch!r}; expected a whole number: int(epoch)")
         if epoch in self.epochs and own_share(None)[0] == 0:
             self._look(require_module(model), epoch)
 
@@ -207,6 +211,11 @@ class FeatureEvolution:
         return kept[:-1]
 
 
+def _listed(items: Any) -> list[Any]:
+    """What can be iterated as a list; anything else as none."""
+    return list(items) if isinstance(items, Iterable) else []
+
+
 def _fmaps(
     given: Sequence[int] | Mapping[str, Sequence[int]] | None, layers: Sequence[str]
 ) -> dict[str, list[int] | None]:
@@ -218,10 +227,11 @@ def _fmaps(
     chosen: dict[str, list[int] | None] = {}
     for layer in layers:
         wanted = given[layer] if isinstance(given, Mapping) else given
-        if isinstance(wanted, str) or not isinstance(wanted, Iterable) or not (maps := list(wanted)):
-            raise InvalidInput(f"fmaps is {wanted!r}; expected numbers of feature maps, one or more, or None")
-        if not all(type(fmap) is int for fmap in maps) or len(set(maps)) < len(maps):
-            raise InvalidInput(f"fmaps is {wanted!r}; expected whole numbers, each once")
+        maps = _listed(wanted)
+        if not maps or not all(type(fmap) is int for fmap in maps) or len(set(maps)) < len(maps):
+            raise InvalidInput(
+                f"fmaps is {wanted!r}; expected numbers of feature maps, one or more, each once, or None for all"
+            )
         chosen[layer] = maps
     return chosen
 

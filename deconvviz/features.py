@@ -35,6 +35,18 @@ def features(model: nn.Module, inputs: Any, layers: Sequence[Layer]) -> list[Ten
     return [found[value] for value in values]
 
 
+def layer_names(model: nn.Module, layers: Layer | Sequence[Layer]) -> list[str]:
+    """The dotted names or calls of layers, each given by one or as a module; one layer can stand alone.
+
+    Raises:
+        UnknownLayer, InvalidInput: as their names say.
+    """
+    chosen = [layers] if isinstance(layers, (str, nn.Module)) else layers
+    if not isinstance(chosen, Sequence) or not chosen:
+        raise InvalidInput(f"layers is {layers!r}; expected dotted names, modules or calls, one or more")
+    return [layer if isinstance(layer, str) else locate(model, layer)[0] for layer in chosen]
+
+
 def only_value(tape: Tape, name: str, number: int | None) -> int:
     """The value on the tape that a layer's call puts out.
 

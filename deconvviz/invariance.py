@@ -22,17 +22,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import affine
 
+from deconvviz.capture import require_module
 from deconvviz.errors import InvalidInput, TargetOutOfRange
-from deconvviz.features import features
+from deconvviz.features import features, layer_names
 from deconvviz.inputs import input_tensors
-from deconvviz.layers import Layer, locate
+from deconvviz.layers import Layer
 from deconvviz.units import require
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class InvarianceCurves:
 def invariance(
     model: nn.Module,
     images: Tensor,
-    layers: Sequence[Layer],
+    layers: Layer | Sequence[Layer],
     transform: str | Transform = "translation",
     amounts: Sequence[float] | None = None,
     targets: Sequence[int] | Tensor | None = None,
@@ -115,38 +116,37 @@ def invariance(
     Args:
         model: a classifier that puts out logits (N, K), or any module; it is left as it was found.
         images: (N, C, H, W), as the model takes them.
-        layers: dotted names, modules or calls.
+        layers: dotted names, modules or calls, one or several.
         transform: ``"translation"`` (pixels, down), ``"scale"`` (a factor) or ``"rotation"`` (degrees), or a function
             of images and an amount.
         amounts: of the transform; by default the paper's ranges, translation in proportion to the height.
         targets: each image's true class; by default the most probable one of the untransformed image.
 
     Raises:
-        InvalidInput: an unknown transform, no amounts for a function, or images that the model does not take.
+        InvalidInput: an unknown transform, amounts that it does not take or none for a function, or images that the
+            model does not take.
         TargetOutOfRange: not one class for each image.
         UnknownLayer, AmbiguousLayer, LayerNotRun: as their names say.
     """
+    model = require_module(model)
     (images,) = input_tensors(images, model)
-    if isinstance(transform, str):
+    if callable(transform):
+        move, unit = transform, "amount"
+    else:
         require("transform", transform, tuple(SWEEPS))
         move, unit, default = SWEEPS[transform]
         amounts = default(images.shape[-2]) if amounts is None else amounts
-    else:
-        move, unit = transform, "amount"
-    if amounts is None or not len(amounts):
-        raise InvalidInput(
-            f"amounts is {amounts!r}; expected the amounts that the transform is called with, one or more"
-        )
-    names = [layer if isinstance(layer, str) else _name(model, layer) for layer in layers]
+    steps = _numbers(amounts)
+    names = layer_names(model, layers)
     *clean, scores = features(model, images, [*names, ""])
     classes = _classes(scores, targets)
     distances, probabilities = [], []
-    for amount in amounts:
-        *moved, scores = features(model, move(images, float(amount)), [*names, ""])
+    for amount in steps:
+        *moved, scores = features(model, _transformed(move, images, amount), [*names, ""])
         for name, m, c in zip(names, moved, clean, strict=True):
             if m.shape != c.shape:
                 raise InvalidInput(
-                    f"at amount {amount} layer {name!r} gives shape {tuple(m.shape)}, at first {tuple(c.shape)}: "
+                    f"at amount {amount:g} layer {name!r} gives shape {tuple(m.shape)}, at first {tuple(c.shape)}: "
                     "expected a transform that keeps the images' number and size"
                 )
         distances.append([(m - c).flatten(1).norm(dim=1) for m, c in zip(moved, clean, strict=True)])
@@ -155,23 +155,41 @@ def invariance(
     return InvarianceCurves(
         transform if isinstance(transform, str) else getattr(transform, "__name__", "transform"),
         unit,
-        tuple(map(float, amounts)),
+        tuple(steps),
         {name: torch.stack(d, 1) for name, d in zip(names, zip(*distances, strict=True), strict=True)},
         {name: c.flatten(1).norm(dim=1) for name, c in zip(names, clean, strict=True)},
         torch.stack(probabilities, 1) if probabilities else None,
     )
 
 
-def _name(model: nn.Module, layer: nn.Module) -> str:
-    return locate(model, layer)[0]
+def _numbers(amounts: Any) -> list[float]:
+    try:
+        numbers = [float(amount) for amount in amounts]
+    except (TypeError, ValueError):
+        numbers = []
+    if not numbers:
+        raise InvalidInput(
+            f"amounts is {amounts!r}; expected the numbers that the transform is called with, one or more"
+        )
+    return numbers
+
+
+def _transformed(move: Transform, images: Tensor, amount: float) -> Tensor:
+    try:
+        return move(images, amount)
+    except ValueError as error:
+        raise InvalidInput(f"amount {amount:g} was refused by the transform: {error}") from error
 
 
 def _classes(scores: Tensor, targets: Sequence[int] | Tensor | None) -> Tensor | None:
     """One class an image, or ``None`` if there are no scores and none was asked for."""
     if targets is None:
         return scores.argmax(1) if scores.dim() == 2 else None
-    classes = torch.as_tensor(targets, device=scores.device)
     count = scores.shape[1] if scores.dim() == 2 else 0
+    try:
+        classes = torch.as_tensor(targets, device=scores.device)
+    except (TypeError, ValueError, RuntimeError):
+        classes = scores.new_empty(0)
     if (
         classes.shape != scores.shape[:1]
         or classes.is_floating_point()

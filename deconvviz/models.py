@@ -142,7 +142,7 @@ def _small(size: int, choices: Mapping[int, tuple[int, tuple[str, ...]]]) -> tup
 
 def _last_three(maps: Sequence[int], groups: int = 1) -> dict[str, Convolution]:
     """conv3 to conv5, the last with a pool; groups apply to conv4 and conv5."""
-    if isinstance(maps, str) or len(maps) != 3:
+    if not isinstance(maps, Sequence) or isinstance(maps, str) or len(maps) != 3:
         raise InvalidInput(f"conv345 is {maps!r}; expected the feature maps of conv3, conv4 and conv5")
     return {
         "conv3": Convolution(maps[0], 3, padding=1),
@@ -155,11 +155,12 @@ def _network(
     convolutions: Mapping[str, Convolution], size: int, num_classes: int, without: Collection[str], fc: int
 ) -> nn.Sequential:
     """Chain the layers, each taking what the last one kept gives."""
-    without = (without,) if isinstance(without, str) else tuple(without)
+    without = without if isinstance(without, Collection) and not isinstance(without, str) else (without,)
     if unknown := [name for name in without if name not in REMOVABLE]:
         raise InvalidInput(f"without names {unknown[0]!r}; expected some of {', '.join(REMOVABLE)}")
     counts = {"num_classes": num_classes, "fc": fc}
-    counts |= {f"maps of {name}": convolution.maps for name, convolution in convolutions.items()}
+    for name, convolution in convolutions.items():
+        counts |= {f"maps of {name}": convolution.maps, f"groups of {name}": convolution.groups}
     for name, count in counts.items():
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise InvalidInput(f"{name} is {count!r}; expected a whole number from 1")

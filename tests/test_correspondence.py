@@ -75,6 +75,23 @@ def test_the_measure_is_the_papers() -> None:
     ]
 
 
+def test_a_box_can_be_filled_with_the_mean_or_any_function() -> None:
+    model, images, boxes = planted()
+
+    def flip(x: Tensor) -> Tensor:
+        return x.flip(3)
+
+    for fill, cover in (("mean", lambda x: x.mean((2, 3), keepdim=True)), (flip, flip)):
+        hidden = images.clone()
+        for n, (y0, y1, x0, x1) in enumerate(boxes["eye"].tolist()):
+            hidden[n, :, y0:y1, x0:x1] = cover(images).expand_as(images)[n, :, y0:y1, x0:x1]
+        with torch.no_grad():
+            signs = (model(images) - model(hidden)).sign()
+        pairs = [(signs[i] != signs[j]).double().mean() for i in range(6) for j in range(i + 1, 6)]
+        found = correspondence(model, images, boxes, "3", fill=fill)["eye", "3"]
+        torch.testing.assert_close(found.pairs, torch.stack(pairs))
+
+
 def test_equal_pictures_are_treated_alike() -> None:
     model, images, _ = planted()
     box = {"same": [(2, 7, 3, 8)] * 2}
@@ -158,6 +175,11 @@ def test_a_torchvision_model() -> None:
         ({"eye": [(0, 25, 0, 2)] * 6}, {}, InvalidInput, "y1 <= 24"),
         (None, {"draws": 0}, InvalidInput, "0 draws"),
         (None, {"layers": ["head"]}, UnknownLayer, "no layer 'head'"),
+        (None, {"layers": []}, InvalidInput, r"layers is \[\]"),
+        (None, {"draws": 2.5}, InvalidInput, "draws 2.5"),
+        (None, {"seed": "a"}, InvalidInput, "seed 'a'"),
+        (None, {"fill": "black"}, InvalidInput, "the fill is 'black'; expected a number"),
+        ([(0, 2, 0, 2)], {}, InvalidInput, "boxes is a list"),
     ],
 )
 def test_refusals(boxes, options, error, message) -> None:

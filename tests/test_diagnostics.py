@@ -19,7 +19,7 @@ from deconvviz import diagnostics, spectrum
 from deconvviz.cli import main
 from deconvviz.diagnosis_result import FLAGS, Diagnosis
 from deconvviz.diagnostics import clip_filter_rms, diagnose
-from deconvviz.errors import InvalidInput, UnknownLayer
+from deconvviz.errors import InvalidInput, UnknownLayer, UnsupportedModel
 from deconvviz.images import load_picture, to_input
 from deconvviz.plotting.filters import COLOURS
 from deconvviz.spectrum import Spectrum
@@ -262,7 +262,9 @@ def test_refusals(images) -> None:
     assert diagnose(normed).layers[0].layer == "0"
     with pytest.raises(InvalidInput, match="the filters of layer '0' are computed from other parameters"):
         clip_filter_rms(normed)
-    for limit in (0, -1, math.nan):
+    with pytest.raises(UnsupportedModel):
+        clip_filter_rms("resnet18")
+    for limit in (0, -1, math.nan, "0.1"):
         with pytest.raises(InvalidInput, match="limit is"):
             clip_filter_rms(clean(), limit)
 

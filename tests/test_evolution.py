@@ -396,7 +396,16 @@ def test_errors_say_what_to_do(tmp_path):
             FeatureEvolution("1", wrong, images())
     with pytest.raises(InvalidInput, match="one entry for each"):
         FeatureEvolution(["1", "5"], {"1": [0]}, images())
-    for wrong in ((), (1.5,), (-1,), (True,)):
+    for wrong in (5, None):
+        with pytest.raises(InvalidInput, match="layers is"):
+            FeatureEvolution(wrong, [0], images())
+    with pytest.raises(InvalidInput, match="expected a path, or None, and a text"):
+        watch(file=5)
+    with pytest.raises(InvalidInput, match="expected a path, or None, and a text"):
+        watch(run={"seed": 0})
+    with pytest.raises(InvalidInput, match="epoch is '1'"):
+        watch()(net(), "1")
+    for wrong in ((), (1.5,), (-1,), (True,), 5):
         with pytest.raises(InvalidInput, match="epochs is"):
             watch(epochs=wrong)
     with pytest.raises(InvalidInput, match="overlap"):

@@ -14,7 +14,7 @@ from torchvision.transforms.functional import rotate
 
 from deconvviz import features as features_module
 from deconvviz import invariance as invariance_module
-from deconvviz.errors import InvalidInput, LayerNotRun, TargetOutOfRange, UnknownLayer
+from deconvviz.errors import InvalidInput, LayerNotRun, TargetOutOfRange, UnknownLayer, UnsupportedModel
 from deconvviz.features import features
 from deconvviz.images import load_picture, to_input
 from deconvviz.invariance import invariance, rotation, scale, translation
@@ -169,11 +169,29 @@ def test_the_figure(images) -> None:
         ({"layers": ["3#2"]}, LayerNotRun, "ran 1 time"),
         ({"targets": [1, 2]}, TargetOutOfRange, "expected one class for each of the 3 images, from 0 to 4"),
         ({"targets": [1, 2, 5]}, TargetOutOfRange, "from 0 to 4"),
+        ({"targets": "cat"}, TargetOutOfRange, "targets is 'cat'"),
+        ({"amounts": 5}, InvalidInput, "amounts is 5"),
+        ({"amounts": ["far"]}, InvalidInput, r"amounts is \['far'\]"),
+        ({"transform": "scale", "amounts": [1, 0]}, InvalidInput, "amount 0 was refused by the transform"),
+        ({"transform": 5}, InvalidInput, "transform is 5; expected one of"),
+        (
+            {"layers": []},
+            InvalidInput,
+            r"layers is \[\]; expected dotted names, modules or calls, one or more",
+        ),
+        ({"layers": None}, InvalidInput, "layers is None"),
+        ({"model": "resnet18"}, UnsupportedModel, "model is a str"),
     ],
 )
 def test_refusals(images, options, error, message) -> None:
     with pytest.raises(error, match=message):
-        invariance(periodic(), images, **({"layers": ["3"]} | options))
+        invariance(**({"model": periodic(), "images": images, "layers": ["3"]} | options))
+
+
+def test_one_layer_can_stand_alone(images) -> None:
+    model = periodic()
+    for layer in ("5", model[5]):
+        assert list(invariance(model, images, layer, roll, [1]).distances) == ["5"]
 
 
 def test_the_top_of_a_real_network_is_steadier_than_its_start(squeezenet, data) -> None:

@@ -197,6 +197,8 @@ def test_every_operation_has_a_rule() -> None:
         ({"num_classes": 0}, "num_classes is 0"),
         ({"fc": 2.5}, "fc is 2.5"),
         ({"conv345": (384, 384)}, "conv345 is"),
+        ({"conv345": 384}, "conv345 is 384"),
+        ({"without": 3}, "without names 3"),
         ({"conv345": (384, -1, 256)}, "maps of conv4 is -1"),
     ],
 )
@@ -208,5 +210,7 @@ def test_refusals(options, message) -> None:
 def test_other_refusals() -> None:
     with pytest.raises(InvalidInput, match="size is 48; expected 32 or 64"):
         small_zfnet(size=48)
+    with pytest.raises(InvalidInput, match="groups of conv2 is 0; expected a whole number from 1"):
+        alexnet_2012(groups=0)
     with pytest.raises(InvalidInput, match="groups is 5; expected a divisor of conv2's 96 and 256"):
         alexnet_2012(groups=5)
