@@ -7,7 +7,8 @@
 The model gets a new head for the data's classes and is trained as a whole, or with ``--frozen`` its head alone, as in
 the paper. ``--download`` has torchvision fetch the data; ``--dataset folder`` takes any folder with one folder a class.
 Printed: accuracy in percent on (training, test) pictures after the first and the best epoch; for VOC the mean of the
-classes' average precisions. Every epoch's are in ``--out``, and the state after each, so an interrupted run goes on.
+classes' average precisions, and then each class's. Every epoch's are kept in ``--out``, and the state after the last
+one, so an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import pictures
 import torch
 from checkpoint import Checkpoint, network
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from deconvviz.errors import InvalidInput
 from deconvviz.model_zoo import load_model
@@ -47,16 +49,22 @@ def average_precision(scores: Tensor, present: Tensor) -> float:
     return float((best_from_here * hits).sum() / hits.sum())
 
 
+def average_precisions(scores: Tensor, labels: Tensor) -> dict[int, float]:
+    """Of each of K classes that occurs in the labels (N, K), in percent."""
+    occur = labels.any(0).nonzero().flatten().tolist()
+    return {k: 100 * average_precision(scores[:, k], labels[:, k]) for k in occur}
+
+
 def quality(scores: Tensor, labels: Tensor) -> float:
-    """Accuracy, or for labels (N, K) the mean average precision of the classes that occur; in percent."""
+    """Accuracy, or for labels (N, K) the mean of the classes' average precisions; in percent."""
     if labels.dim() == 1:
         return 100 * (scores.argmax(1) == labels).double().mean().item()
-    classes = [k for k in range(labels.shape[1]) if labels[:, k].any()]
-    return 100 * sum(average_precision(scores[:, k], labels[:, k]) for k in classes) / len(classes)
+    found = average_precisions(scores, labels)
+    return sum(found.values()) / len(found)
 
 
-def run(model: nn.Module, loader: torch.utils.data.DataLoader, device: str, optimizer=None) -> float:
-    """One pass over the pictures, training if there is an optimizer; the quality of the scores given on the way."""
+def run(model: nn.Module, loader: DataLoader, device: str, optimizer=None) -> tuple[Tensor, Tensor]:
+    """One pass over the pictures, training if there is an optimizer: the scores given on the way, and the labels."""
     model.train(optimizer is not None)
     for module in model.modules():  # the statistics of frozen layers stay as they are
         if isinstance(module, _BatchNorm) and module.affine and not module.weight.requires_grad:
@@ -78,7 +86,7 @@ def run(model: nn.Module, loader: torch.utils.data.DataLoader, device: str, opti
             optimizer.step()
         scores.append(output.detach().cpu())
         labels.append(target.cpu())
-    return quality(torch.cat(scores), torch.cat(labels))
+    return torch.cat(scores), torch.cat(labels)
 
 
 def start(options: argparse.Namespace, classes: int, seed: int) -> nn.Module:
@@ -94,12 +102,12 @@ def start(options: argparse.Namespace, classes: int, seed: int) -> nn.Module:
 
 def train(
     model: nn.Module, data: tuple[Dataset, Dataset], options: argparse.Namespace, checkpoint: Checkpoint
-) -> list[list[float]]:
-    """(training, test) after each epoch; goes on from the checkpoint if there is one."""
+) -> list[dict[str, Any]]:
+    """The quality after each epoch; goes on from the checkpoint if there is one."""
     model.to(options.device)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, options.lr)
-    history: list[list[float]] = []
+    history: list[dict[str, Any]] = []
     if (kept := checkpoint.load()) is not None:
         history = kept["history"]
         if "model" in kept:  # not where the training is finished
@@ -108,7 +116,11 @@ def train(
     for epoch in range(len(history), options.epochs):
         torch.manual_seed(options.seed + 1000 * epoch)  # the same order and dropout, interrupted or not
         training = run(model, pictures.batches(data[0], options.batch, seed=epoch), options.device, optimizer)
-        history.append([training, run(model, pictures.batches(data[1], 64), options.device)])
+        test = run(model, pictures.batches(data[1], 64), options.device)
+        history.append({"training": quality(*training), "test": quality(*test)})
+        if test[1].dim() == 2:
+            found = average_precisions(*test)
+            history[-1]["average precisions"] = {data[1].classes[k]: value for k, value in found.items()}
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
         checkpoint.save({"history": history} | (state if epoch + 1 < options.epochs else {}))
     return history
@@ -162,9 +174,11 @@ def main(arguments: list[str] | None = None) -> None:
         path = options.out / (name.replace(" ", "_").replace(":", "_") + ".pth")
         checkpoint = Checkpoint(path, about | network(model))
         history = train(model, parts, options, checkpoint)
-        best = max(range(len(history)), key=lambda epoch: history[epoch][1])
-        first, last = ("({:.2f}, {:.2f})".format(*history[epoch]) for epoch in (0, best))
+        best = max(range(len(history)), key=lambda epoch: history[epoch]["test"])
+        first, last = ("({training:.2f}, {test:.2f})".format(**history[epoch]) for epoch in (0, best))
         print(f"{name}: {first} -> {last}, epoch {best + 1}", flush=True)
+        for kind, precision in history[best].get("average precisions", {}).items():
+            print(f"  {kind}: {precision:.2f}")
         path.with_suffix(".json").write_text(json.dumps(history))
 
 

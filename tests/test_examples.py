@@ -285,12 +285,12 @@ def test_transfer_with_grey_pictures(dataset, tmp_path, capsys) -> None:
     transfer.main([*arguments, "--per-class", "4", "8", "--epochs", "20", "--batch", "8", "--out", str(out)])
     histories = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
     assert [len(history) for history in histories] == [20, 20]
-    assert all(0 <= quality <= 100 for history in histories for epoch in history for quality in epoch)
-    best = max(histories[1], key=lambda epoch: epoch[1])
-    assert best[1] > 60  # three colours: it learned
+    assert all(0 <= value <= 100 for history in histories for epoch in history for value in epoch.values())
+    best = max(histories[1], key=lambda epoch: epoch["test"])
+    assert best["test"] > 60  # three colours: it learned
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and "4 a class" in lines[0] and "8 a class" in lines[1]
-    numbers = ["({:.2f}, {:.2f})".format(*epoch) for epoch in (histories[1][0], best)]
+    numbers = ["({training:.2f}, {test:.2f})".format(**epoch) for epoch in (histories[1][0], best)]
     assert lines[1].endswith(f": {numbers[0]} -> {numbers[1]}, epoch {histories[1].index(best) + 1}")
     assert all(path.stat().st_size < 10_000 for path in out.iterdir())  # finished: the state has gone
 
@@ -319,8 +319,13 @@ def test_transfer_on_voc(tmp_path, capsys) -> None:
     transfer.main(arguments)
     (file,) = (tmp_path / "out").glob("*.json")
     history = json.loads(file.read_text())
-    assert max(test for _, test in history) > 60 and len(history) == 15
-    assert "voc2012" in capsys.readouterr().out
+    best = max(history, key=lambda epoch: epoch["test"])
+    assert best["test"] > 60 and len(history) == 15
+    assert set(best["average precisions"]) == {"cat", "dog", "person", "cow"}  # the others do not occur
+    assert best["test"] == pytest.approx(sum(best["average precisions"].values()) / 4)
+    first, *classes = capsys.readouterr().out.splitlines()
+    assert first.startswith("voc2012") and f"{best['test']:.2f}), epoch" in first
+    assert classes == [f"  {kind}: {value:.2f}" for kind, value in best["average precisions"].items()]
     with pytest.raises(InvalidInput, match="voc2012 has its own training part; expected no --per-class"):
         transfer.main([*arguments, "--per-class", "15"])
 
