@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +32,7 @@ from tqdm import tqdm
 from deconvviz.capture import left_as_found, require_module
 from deconvviz.capture.reading import evaluating
 from deconvviz.comparison import shuffled_weights
-from deconvviz.errors import CheckpointError, InvalidInput, NoForwardPass, UnknownLayer
+from deconvviz.errors import InvalidInput, NoForwardPass, UnknownLayer
 from deconvviz.explorer import explore
 from deconvviz.feature_map import mosaic
 from deconvviz.grid_layer import GridLayer, LayerPlace, find_places
@@ -44,7 +42,7 @@ from deconvviz.layers import Layer, locate
 from deconvviz.mining.archive import model_fingerprint
 from deconvviz.mining.data import Images
 from deconvviz.mining.found import Found
-from deconvviz.mining.passes import mining
+from deconvviz.mining.passes import mine, mining
 from deconvviz.mining.shares import joined, of_share, own_share
 from deconvviz.mining.strongest import Strongest
 from deconvviz.switches import OVERLAPS
@@ -139,23 +137,14 @@ class FilterGrid(Attribution):
             path = None if checkpoint is None else of_share(Path(checkpoint), rank, world)
             found = self._start(path, about, (rank, world))
             done, total = found.shares[0][2], len(range(rank, len(images), world)) or None
+            batches = images.batches(batch_size, workers, (rank, world), done)
             with (
                 mining(
                     self.model, self._calls(), found.layers, self._like(), autocast, channels_last
                 ) as miner,
                 tqdm(total=total, initial=done, unit="image", disable=not progress) as bar,
             ):
-                saved = time.monotonic()
-                for batch in images.batches(batch_size, workers, (rank, world), done):
-                    if batch.images is not None:
-                        miner.take(batch.numbers, batch.images)
-                    found = found.taking(miner.states, batch.taken, dict(batch.broken))
-                    bar.update(batch.taken)
-                    if path is not None and time.monotonic() - saved > every:
-                        _save_or_warn(found, path)
-                        saved = time.monotonic()
-        if path is not None:
-            found.save(path)
+                found = mine(miner, batches, found, path, every, bar.update)
         if world > 1 and share is None:
             found = joined(found, self._like().device)
         if not any(layer.seen for layer in found.layers):
@@ -167,13 +156,7 @@ class FilterGrid(Attribution):
         """What a checkpoint holds, if there is one; else nothing yet."""
         device = self._like().device
         if path is not None and path.exists():
-            found = Found.load(path, device)
-            found.require(about, f"the checkpoint {path}")
-            if len(found.shares) != 1 or found.shares[0][:2] != share:
-                raise CheckpointError(
-                    f"the checkpoint {path} is of other shares {found.shares}; expected {share}: give another file"
-                )
-            return found
+            return Found.resumed(path, about, share, device)
         layers = (Strongest.empty(p.maps, len(p.space), self.k, device) for p in self._places)
         return Found(about, tuple(layers), ((*share, 0),), {})
 
@@ -343,11 +326,3 @@ def _stacked(layer: GridLayer, fmaps: list[int], k: int, inputs: Tensor) -> Tens
         for place in (i for i, fmap in enumerate(fmaps) if fmap == unit.fmap):
             pixels[place, unit.rank] = unit.whole()
     return pixels
-
-
-def _save_or_warn(found: Found, path: Path) -> None:
-    """A checkpoint that can't be written now may be later: hours of work go on."""
-    try:
-        found.save(path)
-    except CheckpointError as error:
-        warnings.warn(f"no checkpoint this time: {error}", stacklevel=3)

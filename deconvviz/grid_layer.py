@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -24,7 +24,8 @@ from deconvviz.mining.strongest import NOBODY, Strongest
 from deconvviz.plotting.feature_maps import feature_maps
 from deconvviz.unit_projection import Unit, crop_of, project_units
 
-IMAGES_AT_ONCE = 64
+UNITS_AT_ONCE = 256
+"""Whose images and projections are held in memory together, or one image's if it has more."""
 
 
 @dataclass(frozen=True)
@@ -82,17 +83,18 @@ class Shown(NamedTuple):
     """Of the image (C, *S)."""
     projection: Tensor
     """Over the crop (C, *crop); zero elsewhere."""
+    control: Tensor | None
+    """The same from ``one`` instead of the activation, in another model."""
 
     def patch(self, box: Box) -> Tensor:
         """The image's part in a box."""
         where = slice(None), *(slice(first, end) for first, end in box)
         return self.image[where]
 
-    def inside(self, box: Box) -> Tensor:
-        """The projection's part in a box inside the crop."""
+    def inside(self, box: Box) -> tuple[slice, ...]:
+        """Where a box inside the crop is in :attr:`projection` and :attr:`control`."""
         pairs = zip(box, self.crop[1:], strict=True)
-        where = slice(None), *(slice(b[0] - crop.start, b[1] - crop.start) for b, crop in pairs)
-        return self.projection[where]
+        return slice(None), *(slice(b[0] - crop.start, b[1] - crop.start) for b, crop in pairs)
 
     def whole(self) -> Tensor:
         """The projection over the whole image (C, *S)."""
@@ -111,7 +113,6 @@ class GridLayer(Sequence[FeatureMap]):
     model: nn.Module
     overlap: str
     gradient: bool
-    seed: str = "activation"
 
     def __len__(self) -> int:
         return self.place.maps
@@ -136,7 +137,10 @@ class GridLayer(Sequence[FeatureMap]):
             shown: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
             for unit in self.units(part):
                 box = self.box(unit.fmap, unit.rank)
-                shown[unit.fmap, unit.rank] = unit.patch(box).clone(), unit.inside(box).clone()
+                shown[unit.fmap, unit.rank] = (
+                    unit.patch(box).clone(),
+                    unit.projection[unit.inside(box)].clone(),
+                )
             yield from (self._map(fmap, shown) for fmap in part)
 
     def figure(
@@ -161,8 +165,12 @@ class GridLayer(Sequence[FeatureMap]):
             chosen = sorted(Random(seed).sample(living, min(random, len(living))))
         return feature_maps(self.maps(chosen), f"{self.name}: {self.place.field}", mean, std)
 
-    def units(self, fmaps: Sequence[int]) -> Iterator[Shown]:
+    def units(self, fmaps: Sequence[int], control: nn.Module | None = None) -> Iterator[Shown]:
         """All units of these maps, projected, in the order of their images: each is read once.
+
+        Args:
+            fmaps: without repetition.
+            control: a model in eval mode to project the same units of, besides.
 
         Raises:
             NoForwardPass: the grid was loaded without its data.
@@ -175,22 +183,26 @@ class GridLayer(Sequence[FeatureMap]):
         for fmap in fmaps:
             for rank, number in enumerate(self.numbers(fmap)):
                 by_image.setdefault(number, []).append((fmap, rank))
-        turns = self.images.images(by_image)
-        while block := dict(itertools.islice(turns, IMAGES_AT_ONCE)):
-            wanted = [(fmap, rank, number) for number in block for fmap, rank in by_image[number]]
-            units = [Unit(block[number], fmap, self.position(fmap, rank)) for fmap, rank, number in wanted]
-            with evaluating(self.model):
-                pixels = project_units(
-                    self.model,
-                    self.place.call,
-                    self.place.field,
-                    units,
-                    self.overlap,
-                    self.gradient,
-                    self.seed,
-                )
-            for (fmap, rank, number), unit, projection in zip(wanted, units, pixels, strict=True):
-                yield Shown(fmap, rank, block[number], crop_of(self.place.field, unit.position), projection)
+        block: list[tuple[int, Unit]] = []
+        for number, image in self.images.images(by_image):
+            block += [(rank, Unit(image, fmap, self.position(fmap, rank))) for fmap, rank in by_image[number]]
+            if len(block) >= UNITS_AT_ONCE:
+                yield from self._shown(block, control)
+                block = []
+        yield from self._shown(block, control)
+
+    def _shown(self, block: Sequence[tuple[int, Unit]], control: nn.Module | None) -> Iterator[Shown]:
+        """Some units by rank, projected together."""
+        place, units = self.place, [unit for _, unit in block]
+        project = functools.partial(
+            project_units, overlap=self.overlap, gradient=self.gradient, layer=place.call, field=place.field
+        )
+        with evaluating(self.model):
+            pixels = project(self.model, units=units)
+        others = [None] * len(units) if control is None else project(control, units=units, seed="one")
+        for (rank, unit), projection, other in zip(block, pixels, others, strict=True):
+            crop = crop_of(place.field, unit.position)
+            yield Shown(unit.fmap, rank, unit.image, crop, projection, other)
 
     def numbers(self, fmap: int) -> list[int]:
         """The images of a map's units, strongest first."""

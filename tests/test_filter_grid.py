@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-import re
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -319,20 +317,6 @@ def test_data_that_is_not_usable(folder):
     (folder / "none").mkdir()
     with pytest.raises(InvalidInput, match="holds no picture"):
         fit(folder / "none")
-
-
-def test_the_documentations_example_runs(folder, monkeypatch):
-    text = (Path(__file__).parents[1] / "docs" / "filter_grid.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    monkeypatch.chdir(folder.parent)
-    folder.rename("photos")
-    block = block.replace('"DEFAULT"', "None").replace(
-        '["features.4", "features.7"]', '["features.1", "features.7"]'
-    )
-    small = block.replace('grid.explore("maps")', 'grid.explore("maps", control=False)').replace("k=9", "k=1")
-    assert small != block
-    exec(small, {})
-    assert {path.name for path in Path().iterdir()} == {"photos", "grid.npz", "figure2.png", "maps"}
 
 
 def test_limit_and_different_sizes_one_by_one():

@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from deconvviz.grid_layer import GridLayer
 from deconvviz.images import IMAGENET_MEAN, IMAGENET_STD, atomic_write, to_pixels
 from deconvviz.mining.strongest import EDGES
 
-MAPS_AT_ONCE = 256
+MAPS_AT_ONCE = 512
 """Whose tiles are held in memory together; a multiple of the maps on a wall's sheet."""
 
 
@@ -101,11 +100,10 @@ def _write_layer(
     images = folder.parent.parent / "images"
     images.mkdir(exist_ok=True)
     k = layer.strongest.values.shape[1]
-    random = None if shuffled is None else replace(layer, model=shuffled, seed="one")
     for start in range(0, len(layer), MAPS_AT_ONCE):
         fmaps = range(start, min(start + MAPS_AT_ONCE, len(layer)))
-        sheets = {fmap: MapSheet(k, 2 if random is None else 3, sizes) for fmap in fmaps}
-        for unit in layer.units(fmaps):
+        sheets = {fmap: MapSheet(k, 2 if shuffled is None else 3, sizes) for fmap in fmaps}
+        for unit in layer.units(fmaps, shuffled):
             number = layer.numbers(unit.fmap)[unit.rank]
             if number not in written:
                 picture = Image.fromarray(to_pixels(unit.image, mean, std))
@@ -113,11 +111,12 @@ def _write_layer(
                 _save(picture, images / f"{number}.jpg", sizes)
                 written.add(number)
             box = layer.box(unit.fmap, unit.rank)
-            patch = unit.patch(box)
-            sheets[unit.fmap].put(0, unit.rank, unit.inside(box))
-            sheets[unit.fmap].put(1, unit.rank, to_pixels(patch, mean, std) if patch.numel() else None)
-        for unit in random.units(fmaps) if random is not None else ():
-            sheets[unit.fmap].put(2, unit.rank, unit.inside(layer.box(unit.fmap, unit.rank)))
+            patch, inside = unit.patch(box), unit.inside(box)
+            sheet = sheets[unit.fmap]
+            sheet.put(0, unit.rank, unit.projection[inside])
+            sheet.put(1, unit.rank, to_pixels(patch, mean, std) if patch.numel() else None)
+            if unit.control is not None:
+                sheet.put(2, unit.rank, unit.control[inside])
         for fmap, sheet in sheets.items():
             _save(sheet.picture(), folder / f"map-{fmap}.jpg", sizes)
         for first in range(start, fmaps.stop, WALL_SIDE**2):

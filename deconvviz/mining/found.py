@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -74,6 +75,23 @@ class Found:
             for name, array in layer.arrays().items()
         }
         save_archive(path, header, arrays)
+
+    @classmethod
+    def resumed(
+        cls,
+        path: Path,
+        about: Mapping[str, Any],
+        share: tuple[int, int],
+        device: torch.device | str,
+    ) -> Found:
+        """A checkpoint, if it is of what is asked for; raises :class:`CheckpointError` if not."""
+        found = cls.load(path, device)
+        found.require(about, f"the checkpoint {path}")
+        if len(found.shares) != 1 or found.shares[0][:2] != share:
+            raise CheckpointError(
+                f"the checkpoint {path} is of other shares {found.shares}; expected {share}: give another file"
+            )
+        return found
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Found:

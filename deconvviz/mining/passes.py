@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from deconvviz.capture.reading import LayerCall, reading
-from deconvviz.errors import InvalidInput
+from deconvviz.errors import CheckpointError, InvalidInput
 from deconvviz.memory import out_of_memory
+from deconvviz.mining.data import Batch
+from deconvviz.mining.found import Found
 from deconvviz.mining.strongest import Strongest
 
 
@@ -78,3 +83,38 @@ def mining(
     miner = Miner(states, like, autocast, channels_last)
     with reading(model, layers, miner.use) as miner.run:
         yield miner
+
+
+def mine(
+    miner: Miner,
+    batches: Iterable[Batch],
+    found: Found,
+    path: Path | None,
+    every: float,
+    tell: Callable[[int], object],
+) -> Found:
+    """All batches through the miner, on top of what is ``found``.
+
+    Args:
+        path: of a checkpoint, written each ``every`` seconds and at the end, or ``None``.
+        tell: called with the number of images of each batch.
+
+    Raises:
+        CheckpointError: it can't be written at the end. Before, that is a warning: hours of work go on, and there
+            may be space later.
+    """
+    saved = time.monotonic()
+    for batch in batches:
+        if batch.images is not None:
+            miner.take(batch.numbers, batch.images)
+        found = found.taking(miner.states, batch.taken, dict(batch.broken))
+        tell(batch.taken)
+        if path is not None and time.monotonic() - saved > every:
+            try:
+                found.save(path)
+            except CheckpointError as error:
+                warnings.warn(f"no checkpoint this time: {error}", stacklevel=3)
+            saved = time.monotonic()
+    if path is not None:
+        found.save(path)
+    return found
