@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -73,6 +74,26 @@ class Windows:
         for place, distance in distances.items():
             table[place] = distance
         return table.to(places.device)[places.long()] + sum(self._first(places.device))
+
+    def decode_part(self, places: Tensor, stride: Sequence[int], size: Sequence[int]) -> Tensor | None:
+        """Places (..., *cells) of neighbouring windows, ``stride`` apart, to flat indices in the part (..., *size)
+        of the map that begins with the first of them; ``None`` if places are not bytes, or if the map is so narrow that
+        two cells of a window are equally far from its first."""
+        modulus, distances = self._code
+        if modulus is None or len(distances) < math.prod(self.kernel):
+            return None
+        widths = [math.prod(size[axis + 1 :]) for axis in range(len(size))]
+        table = torch.zeros(modulus, dtype=torch.long)
+        for within in itertools.product(*map(range, self.kernel)):
+            steps = [i * dilation for i, dilation in zip(within, self.dilation, strict=True)]
+            distance = sum(map(operator.mul, steps, self._widths))
+            table[distance % modulus] = sum(map(operator.mul, steps, widths))
+        starts = [
+            torch.arange(n) * s * w
+            for n, s, w in zip(places.shape[-len(size) :], stride, widths, strict=True)
+        ]
+        first = functools.reduce(lambda a, b: a.unsqueeze(-1) + b, starts)
+        return table.to(places.device)[places.long()] + first.to(places.device)
 
     @functools.cached_property
     def _code(self) -> tuple[int | None, dict[int, int]]:

@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
+from deconvviz.boxes import Boxed
 from deconvviz.errors import FeatureMapOutOfRange, InvalidInput, PositionOutOfRange
 
 FeatureMaps = int | Sequence[int] | slice | Literal["strongest"] | None
@@ -66,26 +67,33 @@ def feature_maps(activation: Tensor, fmap: FeatureMaps) -> tuple[bool, Tensor]:
     return single, maps.expand(images, -1)
 
 
-def seeds(activation: Tensor, maps: Tensor, position: Position, seed: str) -> Callable[[slice], Tensor]:
-    """A function that makes the seeds (M, N, C, *S) of a slice of the M maps."""
+def seeds(
+    activation: Tensor, maps: Tensor, position: Position, seed: str
+) -> Callable[[slice], Tensor | Boxed]:
+    """A function that makes the seeds (M, N, C, *S) of a slice of the M maps; of single units, in boxes of one cell."""
     images, _, *space = activation.shape
     cells = activation.flatten(2) if space else activation.unsqueeze(-1)
     chosen = cells.gather(1, maps.unsqueeze(-1).expand(-1, -1, cells.shape[-1]))
-    if isinstance(position, str):
-        require("position", position, ("max", "all"))
-        kept = torch.ones_like(chosen, dtype=torch.bool)
-        if position == "max":
-            kept = torch.zeros_like(kept).scatter_(2, chosen.argmax(2, keepdim=True), True)
+    flat = None
+    if not isinstance(position, str):
+        flat = _flat_positions(position, images, space).to(maps.device)  # (N, 1, 1)
+    elif position == "max":
+        flat = chosen.argmax(2, keepdim=True)  # (N, M, 1)
     else:
-        flat = _flat_positions(position, images, space).to(maps.device)
-        kept = torch.zeros_like(chosen, dtype=torch.bool).scatter_(2, flat.expand(-1, maps.shape[1], 1), True)
-    content = chosen * kept if seed == "activation" else kept.to(chosen.dtype)
+        require("position", position, ("max", "all"))
+    if flat is not None:
+        chosen = chosen.gather(2, flat.expand(-1, maps.shape[1], 1))
+    content = (chosen if seed == "activation" else torch.ones_like(chosen)).movedim(1, 0).unsqueeze(2)
 
-    def make(part: slice) -> Tensor:
-        index, source = maps[:, part].T, content[:, part].movedim(1, 0)
-        out = activation.new_zeros((len(index), *cells.shape))
-        out.scatter_(2, index[..., None, None].expand(-1, -1, 1, cells.shape[-1]), source.unsqueeze(2))
-        return out.view(len(index), *activation.shape)
+    def make(part: slice) -> Tensor | Boxed:
+        index, source = maps[:, part].T[..., None, None], content[part]  # (M, N, 1, 1), (M, N, 1, cells)
+        out = activation.new_zeros((*source.shape[:2], *cells.shape[1:2], source.shape[-1]))
+        out.scatter_(2, index.expand(source.shape), source)
+        if flat is None or not space:
+            return out.view(len(out), *activation.shape)
+        firsts = torch.stack(torch.unravel_index(flat.squeeze(2).T.cpu(), tuple(space)))
+        firsts = firsts if firsts.shape[1] == 1 else firsts[:, part]
+        return Boxed(out.view(*out.shape[:3], *[1] * len(space)), firsts, tuple(space))
 
     return make
 

@@ -19,13 +19,13 @@ Only a linear map is the same everywhere, so an operation without a row is never
 ('exact', 'generalised', 'unsupported')
 """
 
-from deconvviz.rules import gates, linear, maxima, norms, rectifiers
+from deconvviz.rules import boxed, gates, linear, maxima, norms, rectifiers
 from deconvviz.rules.rule import EXACT, GATE, GENERALISED, GRADIENT, KINDS, UNSUPPORTED, Context, Rule
 
 _ROWS: list[tuple[str, Rule]] = [
     # ── linear: the adjoint ──────────────────────────────────────────────────────────────────────────
     (
-        "sub subtract rsub neg negative positive cat concat concatenate stack hstack vstack dstack view "
+        "sub subtract rsub neg negative positive stack hstack vstack dstack view "
         "view_as reshape reshape_as flatten unflatten ravel transpose swapaxes swapdims t T mT permute "
         "movedim moveaxis squeeze unsqueeze contiguous clone getitem setitem narrow select index_select "
         "gather chunk split split_with_sizes tensor_split unbind expand expand_as broadcast_to repeat "
@@ -35,9 +35,17 @@ _ROWS: list[tuple[str, Rule]] = [
         "max_unpool1d max_unpool2d max_unpool3d",
         Rule(EXACT, linear.adjoint, listed=False, classify=linear.linear_kind),
     ),
-    ("add", Rule(EXACT, linear.add_back, listed=False, classify=linear.linear_kind)),
     (
-        "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d",
+        "cat concat concatenate",
+        Rule(EXACT, linear.adjoint, boxed.joined, listed=False, classify=linear.linear_kind),
+    ),
+    ("add", Rule(EXACT, linear.add_back, boxed.add, listed=False, classify=linear.linear_kind)),
+    (
+        "avg_pool1d avg_pool2d avg_pool3d",
+        Rule(EXACT, linear.adjoint, boxed.average_back),
+    ),
+    (
+        "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d",
         Rule(EXACT, linear.adjoint),
     ),
     (
@@ -47,26 +55,32 @@ _ROWS: list[tuple[str, Rule]] = [
     ),
     (
         "conv1d conv2d conv3d",
-        Rule(EXACT, linear.filter_back, listed=False, classify=linear.product_kind),
+        Rule(EXACT, linear.filter_back, boxed.filter_back, listed=False, classify=linear.product_kind),
     ),
     ("linear", Rule(EXACT, linear.transposed_matrix, listed=False, classify=linear.product_kind)),
     (
         "to type float double half bfloat16 type_as",
-        Rule(EXACT, linear.identity, listed=False),
+        Rule(EXACT, linear.identity, boxed.pointwise, listed=False),
     ),
     # ── rectifiers: rectify the signal ───────────────────────────────────────────────────────────────
-    ("relu", Rule(EXACT, rectifiers.rectify)),
+    ("relu", Rule(EXACT, rectifiers.rectify, boxed.pointwise)),
     (
         "relu6 leaky_relu prelu elu selu celu gelu silu hardswish mish softplus",
-        Rule(GENERALISED, rectifiers.rectify),
+        Rule(GENERALISED, rectifiers.rectify, boxed.pointwise),
     ),
     (
         "rrelu",
-        Rule(GENERALISED, rectifiers.rectify, observe=gates.observe_random, rerun=gates.rerun_random),
+        Rule(
+            GENERALISED,
+            rectifiers.rectify,
+            boxed.pointwise,
+            observe=gates.observe_random,
+            rerun=gates.rerun_random,
+        ),
     ),
     (
         "clamp clip clamp_min hardtanh threshold",
-        Rule(EXACT, rectifiers.rectify, classify=rectifiers.clamp_kind),
+        Rule(EXACT, rectifiers.rectify, boxed.pointwise, classify=rectifiers.clamp_kind),
     ),
     # ── pools and maxima: to where the maximum was ───────────────────────────────────────────────────
     (
@@ -74,7 +88,7 @@ _ROWS: list[tuple[str, Rule]] = [
         "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices "
         "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d adaptive_max_pool1d_with_indices "
         "adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices",
-        Rule(EXACT, maxima.unpool_by_switches, observe=maxima.observe_pool),
+        Rule(EXACT, maxima.unpool_by_switches, boxed.unpool_by_switches, observe=maxima.observe_pool),
     ),
     ("max amax maximum fmax", Rule(EXACT, maxima.route, observe=maxima.observe_maximum)),
     # ── norms: scale only ────────────────────────────────────────────────────────────────────────────
@@ -83,6 +97,7 @@ _ROWS: list[tuple[str, Rule]] = [
         Rule(
             EXACT,
             norms.scale,
+            boxed.pointwise,
             listed=False,
             classify=norms.batch_norm_kind,
             observe=norms.observe_norm,
@@ -90,14 +105,25 @@ _ROWS: list[tuple[str, Rule]] = [
         ),
     ),
     (
-        "instance_norm group_norm layer_norm rms_norm normalize",
+        "instance_norm group_norm",
+        Rule(GENERALISED, norms.scale, boxed.pointwise, observe=norms.observe_norm, rerun=norms.rerun_norm),
+    ),
+    (
+        "layer_norm rms_norm normalize",
         Rule(GENERALISED, norms.scale, observe=norms.observe_norm, rerun=norms.rerun_norm),
     ),
-    ("local_response_norm", Rule(GENERALISED, linear.identity)),
+    ("local_response_norm", Rule(GENERALISED, linear.identity, boxed.pointwise)),
     # ── gates, dropout, heads ────────────────────────────────────────────────────────────────────────
     (
         "mul",
-        Rule(EXACT, gates.pass_gate, listed=False, classify=gates.factor_kind, observe=gates.observe_product),
+        Rule(
+            EXACT,
+            gates.pass_gate,
+            boxed.product,
+            listed=False,
+            classify=gates.factor_kind,
+            observe=gates.observe_product,
+        ),
     ),
     ("glu", Rule(GATE, gates.gated_half, observe=gates.observe_glu)),
     (
@@ -105,6 +131,7 @@ _ROWS: list[tuple[str, Rule]] = [
         Rule(
             EXACT,
             gates.drop,
+            boxed.pointwise,
             listed=False,
             classify=gates.dropout_kind,
             observe=gates.observe_dropout,

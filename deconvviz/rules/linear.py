@@ -105,36 +105,44 @@ def identity(step: Step, signals: Signals, context: Context) -> Signals:
     return [signals[0]]
 
 
-def _filter(input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
-            groups: int = 1) -> tuple[Any, ...]:  # fmt: skip
+def filter_arguments(input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+                     groups: int = 1) -> tuple[Any, ...]:  # fmt: skip
+    """A convolution's weight, stride, padding, dilation and groups, from the arguments of a call."""
     return weight, stride, padding, dilation, groups
 
 
 def filter_back(step: Step, signals: Signals, context: Context) -> Signals:
     """The transposed filter without its bias, all M projections in one batch."""
-    weight, stride, padding, dilation, groups = _filter(*step.arguments, **step.keywords)
+    weight, stride, padding, dilation, groups = filter_arguments(*step.arguments, **step.keywords)
     signal, shape = signals[0], context.values[step.inputs[0]].shape
     filtered = isinstance(step.argument(0, "input"), Slot)
     if signal is None or not filtered or isinstance(padding, str) or len(shape) != weight.dim():
         return adjoint(step, signals, context)
+    steps, pads, gaps = (each(item, weight.dim() - 2) for item in (stride, padding, dilation))
+    return [transposed_filter(signal, weight, shape[1:], steps, pads, gaps, groups)]
+
+
+def transposed_filter(signal: Tensor, weight: Tensor, shape: Sequence[int], stride: list[int], padding: list[int],
+                      dilation: list[int], groups: int) -> Tensor:  # fmt: skip
+    """A signal (M, N, O, *cells) at a filter's output to (M, N, *shape) at its input."""
     spatial = weight.dim() - 2
     # One signal goes back by autograd's own kernel and layout, so to its bits; many are faster channels_last.
     layout = torch.channels_last if spatial == 2 and len(signal) > 1 else torch.contiguous_format
     batch = signal.flatten(0, 1).contiguous(memory_format=layout)
     back, _, _ = torch.ops.aten.convolution_backward(
         batch,
-        torch.empty((len(batch), *shape[1:]), dtype=batch.dtype, device=batch.device, memory_format=layout),
+        torch.empty((len(batch), *shape), dtype=batch.dtype, device=batch.device, memory_format=layout),
         weight.to(batch.dtype),
         None,
-        each(stride, spatial),
-        each(padding, spatial),
-        each(dilation, spatial),
+        stride,
+        padding,
+        dilation,
         False,
         [0] * spatial,
         groups,
         (True, False, False),
     )
-    return [back.unflatten(0, signal.shape[:2])]
+    return back.unflatten(0, signal.shape[:2])
 
 
 def transposed_matrix(step: Step, signals: Signals, context: Context) -> Signals:

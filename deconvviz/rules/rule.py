@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from deconvviz.boxes import Boxed
 from deconvviz.tape import Step, Value
 
 EXACT, GENERALISED, GATE, GRADIENT, UNSUPPORTED = KINDS = (
@@ -38,6 +39,8 @@ class Rule:
     kind: str
     back: Callable[[Step, Signals, Context], Signals]
     """From the signals at the step's outputs to those at its inputs."""
+    boxed: Callable[[Step, Sequence[Boxed | None], Context], Sequence[Boxed | None] | None] | None = None
+    """The same for signals that live in boxes; ``None`` where only the whole signals will do."""
     listed: bool = True
     """Whether ``check`` always lists it: it holds a nonlinearity or a pool."""
     classify: Callable[[Step, Sequence[Value]], str] | None = None

@@ -1,0 +1,149 @@
+"""The rules on signals that live in a box (:mod:`deconvviz.boxes`): each moves or widens the box.
+
+Along one axis, a box of n cells that starts at cell a goes back through windows of kernel k, stride s, padding p and
+dilation d to a box of ``(n - 1) s + (k - 1) d + 1`` cells from ``a s - p``. Each function gives what the rule gives
+on the whole signals, or ``None`` where the step does not keep a box a box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from deconvviz.boxes import Boxed
+from deconvviz.rules.linear import each, filter_arguments, transposed_filter
+from deconvviz.rules.maxima import pool_arguments
+from deconvviz.rules.rule import Context
+from deconvviz.switches import Switches, unpool
+from deconvviz.tape import Slot, Step
+
+Boxes = Sequence[Boxed | None]
+
+
+def pointwise(step: Step, signals: Boxes, context: Context) -> Boxes | None:
+    """What changes each cell alone, and all positions alike: the rule itself, on what the box holds."""
+    (signal,) = signals
+    kept = step.kept if isinstance(step.kept, tuple) else (step.kept,)
+    if signal is None or any(_varies(item) for item in kept):
+        return None
+    backs = step.rule.back(step, [signal.content], context)
+    return [None if back is None else signal.holding(back) for back in backs]
+
+
+def _varies(item: object) -> bool:
+    """Whether what a step kept holds more than a number for each channel."""
+    return isinstance(item, Tensor) and item.dim() > 1 and max(item.shape[2:], default=1) > 1
+
+
+def product(step: Step, signals: Boxes, context: Context) -> Boxes | None:
+    """A gate that is one number for each channel (squeeze and excite), or a map with the positions of its own."""
+    (signal,) = signals
+    if signal is None or step.kept is None:
+        return None
+    k, gate = step.kept
+    shape, other = (tuple(context.values[step.inputs[i]].shape) for i in (1 - k, k))
+    if shape[2:] != signal.space or len(other) != len(shape) or shape[:2] != other[:2]:
+        return None
+    if other == shape:
+        gate = signal.part_of(gate)
+    elif max(other[2:]) > 1:
+        return None
+    back = signal.holding(signal.content * gate.to(signal.content.dtype))
+    return [back, None] if k == 1 else [None, back]
+
+
+def add(step: Step, signals: Boxes, context: Context) -> Boxes | None:
+    """A sum of equal shapes copies the signal to each of its terms."""
+    (signal,) = signals
+    same = all(context.values[i].shape == context.values[step.outputs[0] or 0].shape for i in step.inputs)
+    if signal is None or not same or "alpha" in step.keywords or len(step.arguments) > 2:
+        return None
+    return [signal] * len(step.inputs)
+
+
+def joined(step: Step, signals: Boxes, context: Context) -> Boxes | None:
+    """Channels that were put side by side take their parts of the signal."""
+    (signal,) = signals
+    if signal is None or step.argument(1, "dim", 0) != 1 or not _all_given(step):
+        return None
+    parts = signal.content.split([context.values[i].shape[1] for i in step.inputs], 2)
+    return [signal.holding(part) for part in parts]
+
+
+def _all_given(step: Step) -> bool:
+    """Whether a join's parts are the step's inputs, in order."""
+    return list(step.argument(0, "tensors")) == [Slot(k) for k in range(len(step.inputs))]
+
+
+def filter_back(step: Step, signals: Boxes, context: Context) -> Boxes | None:
+    """The transposed filter, over the box."""
+    (signal,) = signals
+    weight, stride, padding, dilation, groups = filter_arguments(*step.arguments, **step.keywords)
+    space = tuple(context.values[step.inputs[0]].shape[2:])
+    if signal is None or not isinstance(step.argument(0, "input"), Slot) or isinstance(padding, str):
+        return None
+    if len(space) != weight.dim() - 2:
+        return None
+    return [_through(signal, weight, stride, padding, dilation, groups, space)]
+
+
+def average_back(step: Step, signals: Boxes, context: Context) -> Boxes | None:
+    """Each average spread over its window, if all windows count alike: a filter of equal weights."""
+    (signal,) = signals
+    spatial = int(step.operation[-2])
+    kernel, stride, padding, ceil_mode, count_padding, divisor = (
+        step.argument(1 + i, name, default)
+        for i, (name, default) in enumerate(
+            (("kernel_size", None), ("stride", None), ("padding", 0), ("ceil_mode", False),
+             ("count_include_pad", True), ("divisor_override", None))
+        )
+    )  # fmt: skip
+    space = tuple(context.values[step.inputs[0]].shape[2:])
+    padded = any(each(padding, spatial))
+    if signal is None or len(space) != spatial or ceil_mode or (padded and not count_padding) or divisor:
+        return None
+    sizes = each(kernel, spatial)
+    weight = signal.content.new_ones((signal.content.shape[2], 1, *sizes))
+    weight /= weight[0].numel()
+    return [_through(signal, weight, stride or sizes, padding, 1, len(weight), space)]
+
+
+def _through(signal: Boxed, weight: Tensor, stride: object, padding: object, dilation: object, groups: int,
+             space: tuple[int, ...]) -> Boxed:  # fmt: skip
+    """The signal at a filter's input."""
+    steps, pads, gaps = (each(item, len(space)) for item in (stride, padding, dilation))
+    geometry = zip(signal.size, weight.shape[2:], steps, gaps, strict=True)
+    size = [(n - 1) * s + (k - 1) * d + 1 for n, k, s, d in geometry]
+    shape = (weight.shape[1] * groups, *size)
+    content = transposed_filter(signal.content, weight, shape, steps, [0] * len(space), gaps, groups)
+    return Boxed(content, _before(signal.firsts, steps, pads), space).inside()
+
+
+def _before(firsts: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
+    """Where boxes start before windows, from where they start after them."""
+    return firsts * torch.tensor(stride).view(-1, 1, 1) - torch.tensor(padding).view(-1, 1, 1)
+
+
+def unpool_by_switches(step: Step, signals: Boxes, context: Context) -> Boxes | None:
+    """Each value to the recorded place of its maximum, within the box."""
+    (signal,) = signals
+    switches: Switches = step.kept
+    windows = switches.windows
+    spatial = len(windows.size)
+    if signal is None or "adaptive" in step.operation or context.overlap != "sum" or windows.empty:
+        return None  # of windows that overwrite each other, those outside the box count too
+    _, stride, padding, _, _ = pool_arguments(*step.arguments, **step.keywords)
+    steps, pads = each(stride, spatial), each(padding, spatial)
+    geometry = zip(signal.size, windows.kernel, steps, windows.dilation, strict=True)
+    size = tuple((n - 1) * s + (k - 1) * d + 1 for n, k, s, d in geometry)
+    indices = windows.decode_part(signal.part_of(switches.places), steps, size)
+    if indices is None:
+        return None
+    indices = indices.flatten(-spatial)  # (M or 1, N, C, cells)
+    if len(indices) == 1:
+        content = unpool(signal.content, indices[0], size)
+    else:
+        content = unpool(signal.content[None], indices, size)[0]
+    return [Boxed(content, _before(signal.firsts, steps, pads), windows.size)]
