@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from deconvviz.errors import WindowFailed
-from deconvviz.incremental import CleanPass, Outcome, Plan
+from deconvviz.incremental import CleanPass, Outcome, Plan, alike
 from deconvviz.memory import out_of_memory
 from deconvviz.windows import Windows
 
@@ -85,21 +85,32 @@ class ChangedParts:
     ) -> None:
         self._passes, self._images, self._windows = tuple(passes), images, windows
         self._fill, self._finish = fill.expand(images.shape), finish
+        self._labels = np.zeros(len(windows), np.int64)
         self.work = 0.0
+
+    def arranged(self, order: Chosen) -> tuple[Chosen, Chosen]:
+        """Windows so that those that are computed together follow each other; and where each such group begins."""
+        firsts = self._windows.firsts[:, order]
+        self._labels[order] = alike(self._passes[0], firsts, self._windows.size)
+        order = order[np.argsort(self._labels[order], kind="stable")]
+        return order, np.flatnonzero(np.diff(self._labels[order], prepend=-1))
 
     def saving(self, chosen: Chosen) -> float:
         """Multiply-adds of whole passes, over those of the changed parts."""
-        plan = Plan(self._passes[0], self._windows.firsts[:, chosen], self._windows.size)
+        plan = self._plan(self._passes[0], chosen)
         return plan.whole_cost / max(1, plan.cost)
 
     def evaluate(self, chosen: Chosen) -> Any:
         """See :class:`Engine`."""
         outcomes = []
         for clean, image, fill in zip(self._passes, self._images, self._fill, strict=True):
-            plan = Plan(clean, self._windows.firsts[:, chosen], self._windows.size)
+            plan = self._plan(clean, chosen)
             self.work = float(plan.cost)
             outcomes.append(plan.run(self._windows.patches(image, fill, chosen)))
         return self._finish(outcomes, len(chosen))
+
+    def _plan(self, clean: CleanPass, chosen: Chosen) -> Plan:
+        return Plan(clean, self._windows.firsts[:, chosen], self._windows.size, self._labels[chosen])
 
 
 def sweep(
@@ -110,7 +121,7 @@ def sweep(
     device: str = "cpu",
     progress: bool = False,
 ) -> Iterator[tuple[Chosen, Any]]:
-    """Evaluate every window of ``order``, those that cost most at its end first.
+    """Evaluate every window of ``order``, those that cost most first.
 
     Args:
         changed, whole: the engines to choose from; at least one.
@@ -127,12 +138,17 @@ def sweep(
     """
     if not len(order):  # of more processes than windows, some have none
         return
+    order, groups = changed.arranged(order) if changed is not None else (order, np.zeros(1, np.int64))
     pace = _Pace(changed, whole, order[-FIRST_BATCH:], batch, LARGEST_BATCH.get(device, 1024))
     left = order
     with tqdm(total=len(order), disable=not progress, desc="occlusion", unit="window") as bar:
         while len(left):
             engine, size = pace.choice()
-            chosen = left[-size:] if batch is not None or len(left) > 1.5 * size else left
+            first = len(left) - size if batch is not None or len(left) > 1.5 * size else 0
+            if batch is None and engine is changed:  # whole groups, if they fit
+                begin = int(groups[np.searchsorted(groups, max(0, first), side="right") - 1])
+                first = begin if len(left) - begin <= pace.largest else first
+            chosen = left[max(0, first) :]
             start = time.perf_counter()
             try:
                 results = engine.evaluate(chosen)
@@ -144,7 +160,7 @@ def sweep(
                 raise failure from error
             if device != "cpu":
                 getattr(torch, device).synchronize()
-            pace.took(engine, len(chosen), time.perf_counter() - start)
+            pace.took(engine, size, len(chosen), time.perf_counter() - start)
             left = left[: len(left) - len(chosen)]
             bar.update(len(chosen))
             yield chosen, results
@@ -162,7 +178,7 @@ class _Pace:
         largest: int,
     ) -> None:
         first = min(FIRST_BATCH, largest) if batch is None else batch
-        self._fixed, self._largest = batch is not None, largest if batch is None else batch
+        self._fixed, self.largest = batch is not None, largest if batch is None else batch
         self._trials: list[tuple[Engine, int]] = []
         if changed is None or (whole and changed.saving(costly) < SURE):
             self._trials = [(engine, first) for engine in whole if len(whole) > 1 or changed is not None]
@@ -176,31 +192,31 @@ class _Pace:
         """The engine and the batch to run next."""
         if self._trials:
             engine, size = self._trials[0]
-            return engine, min(size, self._largest)
-        return self._engine, min(self._size, self._largest)
+            return engine, min(size, self.largest)
+        return self._engine, min(self._size, self.largest)
 
-    def took(self, engine: Engine, windows: int, seconds: float) -> None:
-        """Learn from a batch that ran."""
+    def took(self, engine: Engine, size: int, windows: int, seconds: float) -> None:
+        """Learn from a batch of about ``size`` windows."""
         speed = engine.work / max(seconds, 1e-9)
         if self._trials:
             self._trials.pop(0)
             self._best[id(engine)] = windows / seconds, engine  # of two the later: the first one warmed up
             if not self._trials:
                 self._engine = max(self._best.values(), key=lambda item: item[0])[1]
-        elif not self._fixed and windows == self._size:
-            self._speeds.setdefault(windows, speed)
-            before = self._speeds.get(windows // 2)
+        elif not self._fixed and windows >= self._size == size:
+            self._speeds.setdefault(size, speed)
+            before = self._speeds.get(size // 2)
             if before is not None and speed < WORTH_GROWING * before:
                 self._fixed = True
-                self._size = windows if speed > before else windows // 2
-            elif 2 * windows <= self._largest:
-                self._size = 2 * windows
+                self._size = size if speed > before else size // 2
+            elif 2 * size <= self.largest:
+                self._size = 2 * size
             else:
                 self._fixed = True
 
     def halve(self, windows: int) -> None:
         """After a batch that did not fit into the memory."""
-        self._largest = max(1, windows // 2)
+        self.largest = max(1, windows // 2)
 
 
 def _failure(engine: Engine, chosen: Chosen, error: Exception) -> WindowFailed:

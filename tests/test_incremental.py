@@ -15,7 +15,8 @@ from trained_like import as_if_trained, pictures, trained_like
 
 from deconvviz.clean_passes import clean_passes
 from deconvviz.errors import UnsupportedModel
-from deconvviz.incremental import Plan
+from deconvviz.incremental import Plan, alike
+from deconvviz.incremental.plan import GROUP
 from deconvviz.windows import Windows
 
 EVERY_FAMILY = [
@@ -331,3 +332,27 @@ class ThroughNumpy(nn.Module):
 def test_what_cannot_be_computed_in_part_is_refused(model, reason):
     with pytest.raises(UnsupportedModel, match=reason):
         clean_passes(model.double() if isinstance(model, nn.Module) else model, image(8, 8))
+
+
+def test_windows_that_change_as_much_are_computed_together():
+    """Their boxes are smaller than those of windows in the order of the picture, and no group is too large."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(4, 4, 5, 2, 2),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 4, 5, padding=2),
+        nn.Conv2d(4, 2, 3, padding=1),
+    ).double()
+    images, size = image(64, 64), (7, 9)
+    firsts = np.stack([axis.ravel() for axis in np.mgrid[0:57:6, 0:55:6]])
+    (clean,), (output,) = clean_passes(model, images)
+    labels = alike(clean, firsts, size)
+    order = np.argsort(labels, kind="stable")
+    plan = Plan(clean, firsts[:, order], size, labels[order])
+    single = [Plan(clean, first[:, None], size).cost for first in firsts.T]
+    assert sum(single) <= plan.cost < 1.1 * sum(single) < Plan(clean, firsts, size).cost
+    assert 1 < len(plan.groups) < len(single) / 3 and np.bincount(labels).max() <= GROUP["cpu"]
+    costs = [group.cost for group in plan.groups]
+    assert costs == sorted(costs)
+    found = plan.run(torch.zeros(len(order), 4, *size, dtype=torch.float64)).whole(output)
+    assert (found - whole(model, images, size, firsts[:, order])).abs().max() < 1e-12

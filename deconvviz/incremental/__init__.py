@@ -7,6 +7,7 @@ right for every operation.
 """
 
 from deconvviz.incremental.clean import CleanPass
+from deconvviz.incremental.groups import alike
 from deconvviz.incremental.plan import Outcome, Plan
 
-__all__ = ["CleanPass", "Outcome", "Plan"]
+__all__ = ["CleanPass", "Outcome", "Plan", "alike"]

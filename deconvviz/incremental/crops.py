@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deconvviz.incremental.regions import Firsts, Region
+from deconvviz.incremental.regions import Boxes, Firsts, Region
 
 
 class CleanValue:
@@ -40,7 +40,9 @@ class CleanValue:
         return self._padded[key]
 
 
-def read(clean: CleanValue, changed: Region, crops: Tensor, wanted: Region, fill: float = 0.0) -> Tensor:
+def read(
+    clean: CleanValue, changed: Region, crops: Tensor, wanted: Boxes | Region, fill: float = 0.0
+) -> Tensor:
     """The boxes ``wanted`` (they may reach into the padding) of a value of which ``changed`` holds ``crops``.
 
     Args:
@@ -78,7 +80,7 @@ def read(clean: CleanValue, changed: Region, crops: Tensor, wanted: Region, fill
     return boxes
 
 
-def clean_boxes(clean: CleanValue, wanted: Region, fill: float = 0.0) -> Tensor:
+def clean_boxes(clean: CleanValue, wanted: Boxes | Region, fill: float = 0.0) -> Tensor:
     """The boxes ``wanted``, which may reach into the padding, as the clean pass has them."""
     ends = wanted.firsts.max(axis=1) + wanted.size
     before = [max(0, -a) for a in wanted.firsts.min(axis=1).tolist()]

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deconvviz.incremental.crops import from_rows, to_rows
-from deconvviz.incremental.regions import Region, union
+from deconvviz.incremental.regions import Boxes, Region, union
 from deconvviz.rules.linear import each
 from deconvviz.rules.maxima import pool_arguments
 from deconvviz.tape import Slot, Step, flatten
@@ -302,7 +302,9 @@ def padded(plan: Group, step: Step) -> Work | None:
     if any(old[a] != new[a] for a in range(rank) if a not in region.axes):
         return None
     out = region.grown_by([before[a] for a in region.axes], [new[a] for a in region.axes])
-    return Work([out], lambda batch: batch.crops(step.inputs[0]), fresh=False)
+    boxes = Boxes(region.axes, out.size, out.firsts - (out.starts - region.starts))
+    fill = float(step.argument(3, "value") or 0.0)
+    return Work([out], lambda batch: batch.read(step.inputs[0], boxes, fill), fresh=False)
 
 
 def enlarged(plan: Group, step: Step) -> Work | None:
@@ -313,9 +315,9 @@ def enlarged(plan: Group, step: Step) -> Work | None:
     if not nearest or not _trailing(region, len(new)) or any(b % a for a, b in zip(old, new, strict=True)):
         return None
     factor = [b // a for a, b in zip(old, new, strict=True)]
-    size = tuple(n * k for n, k in zip(region.size, factor, strict=True))
-    out = Region(region.axes, tuple(new), size, region.firsts * np.asarray(factor)[:, None])
-    return Work([out], lambda batch: F.interpolate(batch.crops(step.inputs[0]), size))
+    column = np.asarray(factor)[:, None]
+    out = Region(region.axes, tuple(new), region.starts * column, region.ends * column)
+    return Work([out], lambda batch: F.interpolate(batch.crops(step.inputs[0]), out.size))
 
 
 def _first_alone(step: Step) -> bool:

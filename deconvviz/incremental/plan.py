@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from deconvviz.incremental.clean import CleanPass, channels_last
 from deconvviz.incremental.crops import clean_boxes, read
 from deconvviz.incremental.forms import FORMS, Work
-from deconvviz.incremental.regions import Firsts, Region
+from deconvviz.incremental.regions import Boxes, Firsts, Region
 from deconvviz.tape import Slot, Step, flatten
 
 DENSE_FROM = 0.95
 """The coverage from which a value is computed whole: gathering then costs more than it saves."""
-GROUP = {"cpu": 24}
-"""Windows whose boxes have one size (256 on an accelerator): fewer have smaller boxes, more keep the cores busier."""
+GROUP = {"cpu": 32}
+"""Most windows whose boxes have one size (256 on an accelerator): more of them leave the processor's caches."""
 
 
 class Plan:
@@ -30,17 +32,29 @@ class Plan:
         clean: the pass without a patch.
         firsts: where each window's box begins, (axes, windows), in pixels.
         size: the boxes' extent, in pixels.
+        labels: (windows,); a group has one label (:func:`~deconvviz.incremental.groups.alike`).
 
     Attributes:
         cost: multiply-adds of all windows.
         whole_cost: multiply-adds of as many whole passes.
     """
 
-    def __init__(self, clean: CleanPass, firsts: Firsts, size: Sequence[int]) -> None:
+    def __init__(
+        self,
+        clean: CleanPass,
+        firsts: Firsts,
+        size: Sequence[int],
+        labels: NDArray[np.int64] | None = None,
+    ) -> None:
         self._clean = clean
-        self._group = GROUP.get(clean.tape.tensors[0].device.type, 256)
         count = firsts.shape[1]
-        parts = [firsts[:, i : i + self._group] for i in range(0, count, self._group)]
+        borders = np.flatnonzero(np.diff(labels)) + 1 if labels is not None else np.zeros(0, np.int64)
+        parts = [
+            part
+            for alike in np.split(firsts, borders, axis=1)
+            for part in np.array_split(alike, math.ceil(alike.shape[1] / largest_group(clean)), axis=1)
+        ]
+        self._counts = [part.shape[1] for part in parts]
         self.groups = [Group(clean, part, size) for part in parts]
         self.cost = sum(group.cost * part.shape[1] for group, part in zip(self.groups, parts, strict=True))
         self.whole_cost = self.groups[0].whole_cost * count
@@ -52,7 +66,7 @@ class Plan:
         clean, together = self._clean, self._together
         with clean.tape.context():
             parts = []
-            for group, part in zip(self.groups, patches.split(self._group), strict=True):
+            for group, part in zip(self.groups, patches.split(self._counts), strict=True):
                 parts.append(Batch(clean, group.regions, {clean.input: channels_last(part)}))
                 group.run(parts[-1], range(together))
             later = {value for step in clean.steps[together:] for value in step.inputs}
@@ -87,6 +101,10 @@ class Outcome:
 class Group:
     """How to compute some windows with boxes of one size at every step.
 
+    Args:
+        clean, firsts, size: as of :class:`Plan`.
+        dense_from: the coverage from which a value is computed whole.
+
     Attributes:
         regions: of each value: its boxes, or ``None`` if it is computed whole.
         whole_from: the step from which on all are computed whole.
@@ -94,10 +112,13 @@ class Group:
         whole_cost: multiply-adds of one whole pass.
     """
 
-    def __init__(self, clean: CleanPass, firsts: Firsts, size: Sequence[int]) -> None:
-        self.clean = clean
+    def __init__(
+        self, clean: CleanPass, firsts: Firsts, size: Sequence[int], dense_from: float = DENSE_FROM
+    ) -> None:
+        self.clean, self._dense_from = clean, dense_from
         shape = clean.shape(clean.input)
-        image = Region(tuple(range(2, len(shape))), shape[2:], tuple(size), firsts)
+        ends = firsts + np.asarray(size)[:, None]
+        image = Region(tuple(range(2, len(shape))), shape[2:], firsts, ends)
         self.regions: dict[int, Region | None] = {clean.input: image}
         self._fresh: set[int] = set()
         self.cost = self.whole_cost = 0
@@ -141,7 +162,7 @@ class Group:
         form, work = FORMS.get(step.operation), None
         if form is not None and all(self.regions.get(value) is not None for value in step.inputs):
             work = form(self, step)
-        if work is None or any(r is not None and r.coverage >= DENSE_FROM for r in work.regions):
+        if work is None or any(r is not None and r.coverage >= self._dense_from for r in work.regions):
             work = Work([None] * len(step.outputs), self.clean.wholes[i])
         for value, region in zip(step.outputs, work.regions, strict=False):
             if value is not None:
@@ -183,7 +204,7 @@ class Batch:
         change = self.held[value][:, fmap] - self.clean_crops(value)[:, fmap]
         return clean[0, fmap].sum() + change.flatten(1).sum(1)
 
-    def read(self, value: int, wanted: Region, fill: float = 0.0) -> Tensor:
+    def read(self, value: int, wanted: Boxes | Region, fill: float = 0.0) -> Tensor:
         """Other boxes of a value, the padding included (:func:`~deconvviz.incremental.crops.read`)."""
         region = self._region(value)
         if wanted is region:
@@ -195,7 +216,7 @@ class Batch:
         region = self._regions.get(value)
         if region is None:
             return self.held[value]
-        everything = Region(region.axes, region.space, region.space, region.firsts * 0)
+        everything = Boxes(region.axes, region.space, region.firsts * 0)
         return self.read(value, everything)
 
     def _region(self, value: int) -> Region:
@@ -203,6 +224,11 @@ class Batch:
         if region is None:
             raise LookupError(value)
         return region
+
+
+def largest_group(clean: CleanPass) -> int:
+    """:data:`GROUP` for the device of a pass."""
+    return GROUP.get(clean.tape.tensors[0].device.type, 256)
 
 
 def multiply_adds(step: Step, shapes: Sequence[Sequence[int]]) -> int:

@@ -1,16 +1,17 @@
-"""Which part of each value a patch changes: boxes of one size, and how operations with windows move them.
+"""Which part of each value a patch changes, and how operations with windows move it.
 
 Per axis, for a changed stretch [a, a + n), a kernel K (dilation included), stride S, padding P and output length O:
 the first changed output is ceil((a + P - K + 1) / S), at least 0; the last is floor((a + n - 1 + P) / S), at most
-O - 1 (Krypton, SIGMOD 2019). All windows of a sweep share one size, the largest needed; at the borders the boxes
-shift inside, so they may hold a few unchanged cells more.
+O - 1 (Krypton, SIGMOD 2019). Each patch's stretches are kept as they are; what is computed for several patches
+together are boxes of one size, the largest, shifted inside at the borders.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,16 +21,37 @@ Firsts = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
+class Boxes:
+    """Boxes of one size in a value (N, ...); those that are read may reach into the padding around it."""
+
+    axes: tuple[int, ...]
+    """The value's spatial axes, in ascending order; axis 0 is the batch's."""
+    size: tuple[int, ...]
+    """The boxes' extent, in cells."""
+    firsts: Firsts
+
+
+@dataclass(frozen=True, eq=False)
 class Region:
-    """The changed boxes of one value (N, ...), one for each window of a sweep."""
+    """What each window of a sweep changes of one value (N, ...)."""
 
     axes: tuple[int, ...]
     """The value's spatial axes, in ascending order; axis 0 is the batch's."""
     space: tuple[int, ...]
     """The value's extent along them, in cells."""
-    size: tuple[int, ...]
-    """The boxes' extent, in cells."""
-    firsts: Firsts
+    starts: Firsts
+    ends: Firsts
+    """For each axis and window the stretch that changes, the end excluded."""
+
+    @cached_property
+    def size(self) -> tuple[int, ...]:
+        """The extent, in cells, of boxes that hold any window's change."""
+        return tuple((self.ends - self.starts).max(axis=1).tolist())
+
+    @cached_property
+    def firsts(self) -> Firsts:
+        """Where each window's box begins."""
+        return np.minimum(self.starts, (np.asarray(self.space) - self.size)[:, None])
 
     @property
     def coverage(self) -> float:
@@ -38,42 +60,36 @@ class Region:
 
     def through(self, kernel: Sequence[int], stride: Sequence[int], before: Sequence[int],
                 space: Sequence[int]) -> Region:  # fmt: skip
-        """The boxes of the outputs that a windowed operation reads from these, in an output of extent ``space``."""
-        sizes, firsts = [], []
-        for a, n, k, s, p, o in zip(self.firsts, self.size, kernel, stride, before, space, strict=True):
-            first = np.clip(-((k - 1 - a - p) // s), 0, o - 1)
-            last = np.clip((a + n - 1 + p) // s, first, o - 1)
-            sizes.append(int((last - first).max()) + 1)
-            firsts.append(np.minimum(first, o - sizes[-1]))
-        return Region(self.axes, tuple(space), tuple(sizes), np.stack(firsts))
+        """What changes of the outputs of a windowed operation, in an output of extent ``space``."""
+        starts, ends = [], []
+        for a, b, k, s, p, o in zip(self.starts, self.ends, kernel, stride, before, space, strict=True):
+            starts.append(np.clip(-((k - 1 - a - p) // s), 0, o - 1))
+            ends.append(np.clip((b - 1 + p) // s, starts[-1], o - 1) + 1)
+        return Region(self.axes, tuple(space), np.stack(starts), np.stack(ends))
 
-    def read_by(self, kernel: Sequence[int], stride: Sequence[int], before: Sequence[int]) -> Region:
+    def read_by(self, kernel: Sequence[int], stride: Sequence[int], before: Sequence[int]) -> Boxes:
         """The boxes of the padded input that the outputs in these boxes read; cell 0 is the first before padding."""
         size = tuple((n - 1) * s + k for n, k, s in zip(self.size, kernel, stride, strict=True))
         columns = [np.asarray(item)[:, None] for item in (stride, before)]
-        return Region(self.axes, self.space, size, self.firsts * columns[0] - columns[1])
+        return Boxes(self.axes, size, self.firsts * columns[0] - columns[1])
 
     def at(self, axes: tuple[int, ...]) -> Region:
-        """The same boxes where the spatial axes have moved to ``axes``."""
-        return Region(axes, self.space, self.size, self.firsts)
+        """The same where the spatial axes have moved to ``axes``."""
+        return replace(self, axes=axes)
 
     def grown_by(self, before: Sequence[int], space: Sequence[int]) -> Region:
-        """The same boxes in a value with ``before`` more cells in front."""
-        return Region(self.axes, tuple(space), self.size, self.firsts + np.asarray(before)[:, None])
+        """The same in a value with ``before`` more cells in front."""
+        shift = np.asarray(before)[:, None]
+        return Region(self.axes, tuple(space), self.starts + shift, self.ends + shift)
 
     def same(self, other: Region) -> bool:
-        """Whether the boxes are the same."""
-        return self.size == other.size and np.array_equal(self.firsts, other.firsts)
+        """Whether the same changes."""
+        return np.array_equal(self.starts, other.starts) and np.array_equal(self.ends, other.ends)
 
 
 def union(regions: Sequence[Region]) -> Region:
-    """The smallest boxes of one size that hold those of each of ``regions``."""
+    """What any of ``regions`` changes, and what lies between."""
     if all(regions[0].same(other) for other in regions[1:]):
         return regions[0]
-    first = np.min([r.firsts for r in regions], axis=0)
-    ends = np.max([r.firsts + np.asarray(r.size)[:, None] for r in regions], axis=0)
-    size = (ends - first).max(axis=1)
-    space = np.asarray(regions[0].space)
-    return Region(
-        regions[0].axes, regions[0].space, tuple(size.tolist()), np.minimum(first, (space - size)[:, None])
-    )
+    starts = np.min([r.starts for r in regions], axis=0)
+    return replace(regions[0], starts=starts, ends=np.max([r.ends for r in regions], axis=0))

@@ -1,0 +1,88 @@
+"""Which windows to compute together: those that change about as much, so that boxes of one size waste little."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deconvviz.incremental.clean import CleanPass
+from deconvviz.incremental.plan import Group, largest_group, multiply_adds
+from deconvviz.incremental.regions import Firsts
+
+CLASSES = 8
+"""Kinds of positions told apart along one axis."""
+OVERHEAD = 3.0
+"""What a group costs beside its windows, in windows."""
+Labels = NDArray[np.int64]
+
+
+def alike(clean: CleanPass, firsts: Firsts, size: Sequence[int]) -> Labels:
+    """A label (W,) for each window; those of one label are computed together, and the higher ones cost more.
+
+    How much a window changes of each value follows from its distance to the borders and its place within the
+    network's stride, along each axis by itself. Positions along an axis are merged to a few kinds, those first whose
+    common boxes cost least more; then the groups that these give are merged while that saves multiply-adds.
+
+    Args:
+        clean, firsts, size: as of :class:`~deconvviz.incremental.plan.Plan`.
+    """
+    group = Group(clean, firsts, size, dense_from=np.inf)
+    extents, weights = [], []
+    for step in clean.steps:
+        cost = multiply_adds(step, [clean.shape(value) for value in (*step.inputs, *step.outputs)])
+        region = group.regions.get(step.outputs[0]) if step.outputs[0] is not None else None
+        if cost and region is not None and len(region.axes) == len(firsts):
+            extents.append((region.ends - region.starts) / np.asarray(region.space)[:, None])
+            weights.append(cost)
+    if not extents:
+        return np.zeros(firsts.shape[1], np.int64)
+    windows, weight = np.stack(extents).transpose(2, 0, 1), np.asarray(weights, float)  # (W, layers, axes)
+    kinds = []
+    for axis in range(len(firsts)):
+        own, others = windows[:, :, [axis]], np.delete(windows, axis, axis=2).prod(axis=2).mean(axis=0)
+        kinds.append(_merged(own, weight * others, _numbered(own), CLASSES))
+    most = largest_group(clean)
+    return _merged(windows, weight, _numbered(np.stack(kinds, 1)), len(windows), OVERHEAD, most)
+
+
+def _numbered(rows: NDArray[Any]) -> Labels:
+    """(W,): one number for each kind of equal rows."""
+    return np.unique(rows.reshape(len(rows), -1), axis=0, return_inverse=True)[1].ravel()
+
+
+def _merged(windows: NDArray[np.float64], weight: NDArray[np.float64], start: Labels, few: int,
+            overhead: float = 0.0, most: float = np.inf) -> Labels:  # fmt: skip
+    """Merge kinds of windows (W, layers, axes), the cheapest pair first, while that saves or there are over ``few``.
+
+    A kind of n windows costs (n + ``overhead``) times its boxes; with over ``most`` windows it isn't made.
+    """
+    counts = np.bincount(start).astype(float)
+    boxes = np.stack([windows[start == kind].max(axis=0) for kind in range(len(counts))])
+    labels = np.arange(len(counts))
+
+    def cost(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.minimum(boxes.prod(axis=-1), 1.0) @ weight
+
+    def saved(i: int) -> NDArray[np.float64]:
+        together = counts[i] + counts
+        apart = (counts[i] + overhead) * cost(boxes[i]) + (counts + overhead) * cost(boxes)
+        saving = apart - (together + overhead) * cost(np.maximum(boxes[i], boxes))
+        saving[(counts == 0) | (together > most) | (np.arange(len(counts)) == i)] = -np.inf
+        return saving if counts[i] else np.full(len(counts), -np.inf)
+
+    savings = np.stack([saved(i) for i in range(len(counts))])
+    left = len(counts)
+    while left > 1:
+        i, j = np.unravel_index(savings.argmax(), savings.shape)
+        if savings[i, j] == -np.inf or (savings[i, j] <= 0 and left <= few):
+            break
+        boxes[i], counts[i] = np.maximum(boxes[i], boxes[j]), counts[i] + counts[j]
+        counts[j], labels[labels == j], left = 0, i, left - 1
+        savings[j], savings[:, j] = -np.inf, -np.inf
+        savings[i] = savings[:, i] = saved(int(i))
+    ranks = np.empty(len(counts), np.int64)
+    ranks[np.argsort(cost(boxes), kind="stable")] = np.arange(len(counts))
+    return np.unique(ranks[labels[start]], return_inverse=True)[1].ravel()
