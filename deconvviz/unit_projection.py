@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from deconvviz.boxes import Boxed
 from deconvviz.capture import watch
 from deconvviz.capture.reading import LayerCall
 from deconvviz.errors import NoForwardPass
@@ -134,18 +135,15 @@ class _Run:
         """The projections of one batch (U, C, *crop), and the bytes of the values of one unit's pass."""
         crops = torch.stack([unit.image[crop_of(self.field, unit.position)] for unit in units])
         tape, value, activation = self._watched(crops)
-        seeds = self._seeds(activation, units)
-        (pixels,) = back_to_inputs(tape, value, seeds[None], self.overlap)
+        (pixels,) = back_to_inputs(tape, value, self._seeds(activation, units, axis=1), self.overlap)
         return pixels[0].cpu(), _bytes(tape, value) // len(units)
 
     def of_one_image(self, units: Sequence[Unit]) -> Tensor:
         """The projections of units of one image (U, C, *S), by one forward pass."""
         tape, value, activation = self._watched(units[0].image[None])
 
-        def seeds(part: slice) -> Tensor:
-            chosen = units[part]
-            copies = activation.expand(len(chosen), *activation.shape[1:])
-            return self._seeds(copies, chosen)[:, None]
+        def seeds(part: slice) -> Tensor | Boxed:
+            return self._seeds(activation, units[part], axis=0)
 
         (pixels,) = project(tape, value, seeds, len(units), self.overlap)
         return pixels[:, 0].cpu()
@@ -158,12 +156,19 @@ class _Run:
             raise NoForwardPass(f"layer {self.layer[0]!r} does not depend on the image through what was seen")
         return tape, value, flatten(output)[0]
 
-    def _seeds(self, activation: Tensor, units: Sequence[Unit]) -> Tensor:
-        """The activation (U, maps, *cells), all but one unit in each row set to zero."""
-        seeds = torch.zeros_like(activation, dtype=self.like.dtype, memory_format=torch.contiguous_format)
-        where = torch.arange(len(units)), *torch.tensor([_cell(self.field, unit) for unit in units]).T
-        seeds[where] = activation[where].to(seeds.dtype) if self.seed == "activation" else 1
-        return seeds
+    def _seeds(self, activation: Tensor, units: Sequence[Unit], axis: int) -> Tensor | Boxed:
+        """A signal (M, N, maps, *cells) from one unit each: along the projections M of one image (``axis`` 0), or
+        along the images N (1)."""
+        rows = torch.arange(len(units))
+        maps, *cells = torch.tensor([_cell(self.field, unit) for unit in units]).T
+        content = activation.new_zeros((len(units), activation.shape[1]), dtype=self.like.dtype)
+        where = rows % len(activation), maps, *cells
+        values = activation[where]
+        content[rows, maps] = values.to(content.dtype) if self.seed == "activation" else 1
+        content = content.view(*content.shape, *[1] * len(cells)).unsqueeze(1 - axis)
+        if not cells:
+            return content
+        return Boxed(content, torch.stack(cells).unsqueeze(2 - axis), tuple(activation.shape[2:]))
 
 
 def _cell(field: ReceptiveField, unit: Unit) -> tuple[int, ...]:
