@@ -34,6 +34,7 @@ from deconvviz.features import only_value
 from deconvviz.inputs import input_tensors
 from deconvviz.layers import Layer, locate
 from deconvviz.tape import Tape
+from deconvviz.units import integer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -106,8 +107,11 @@ def evidence(model: nn.Module, image: Tensor, layer: Layer, target: int | None =
     if not isinstance(scores, Tensor) or scores.dim() != 2:
         raise InvalidInput("the model does not put out one tensor of scores (N, K); expected a classifier")
     classes = scores.shape[1]
-    target = int(scores[0].argmax()) if target is None else target
-    if not isinstance(target, int) or not 0 <= target < classes:
+    try:
+        chosen = integer(scores[0].argmax() if target is None else target)
+    except TypeError:
+        chosen = -1
+    if not 0 <= chosen < classes:
         raise TargetOutOfRange(f"target is {target!r}; expected a class from 0 to {classes - 1}")
     place, output = only_value(tape, name, number), only_value(tape, "", None)
     maps = tape.replay(place)
@@ -117,10 +121,10 @@ def evidence(model: nn.Module, image: Tensor, layer: Layer, target: int | None =
         )
     address = name if number is None else f"{name}#{number}"
     activation = maps[0].flatten(1).sum(1) if maps.dim() > 2 else maps[0]
-    score = _scores(tape, place, output, maps)[0, target]
-    effect = score - _ablated(tape, place, output, maps, target)
+    score = _scores(tape, place, output, maps)[0, chosen]
+    effect = score - _ablated(tape, place, output, maps, chosen)
     return Evidence(
-        address, target, float(score), activation, effect, _weight(tape, place, output, maps, target)
+        address, chosen, float(score), activation, effect, _weight(tape, place, output, maps, chosen)
     )
 
 

@@ -66,7 +66,8 @@ def test_planted_evidence(image) -> None:
 
 def test_the_most_probable_class_is_the_default(image) -> None:
     model = linear_head()
-    assert evidence(model, image, "1").target == int(model(image).argmax())
+    best = model(image).argmax()
+    assert evidence(model, image, "1").target == evidence(model, image, "1", best).target == int(best)
 
 
 def test_a_network_cut_by_hand() -> None:
@@ -124,6 +125,7 @@ def test_the_figure(image) -> None:
         ({"image": torch.zeros(2, 3, 12, 12).double()}, InvalidInput, "expected one image"),
         ({"target": 5}, TargetOutOfRange, "target is 5; expected a class from 0 to 4"),
         ({"target": -1}, TargetOutOfRange, "target is -1"),
+        ({"target": "cat"}, TargetOutOfRange, "target is 'cat'"),
         ({"layer": "head"}, UnknownLayer, "no layer 'head'"),
         ({"layer": "1#2"}, LayerNotRun, "ran 1 time"),
     ],
