@@ -43,7 +43,7 @@ from deconvviz.inputs import require_finite
 from deconvviz.layers import Layer
 from deconvviz.occlusion_maps import OcclusionMaps, occlusion_maps
 from deconvviz.refinement import Refine
-from deconvviz.shards import gathered, own_share
+from deconvviz.shards import gathered, own_share, together
 from deconvviz.sweep import ChangedParts, WholePasses, sweep
 from deconvviz.units import FeatureMaps, require
 from deconvviz.windows import Windows
@@ -120,7 +120,7 @@ class OcclusionSensitivity(PerturbationAttribution):
         Raises:
             InvalidInput: windows or strides that captum rejects (it is an ``AssertionError`` too), and others
                 that make no sense.
-            WindowFailed: the model raised; the message has the window's number.
+            WindowFailed: the model raised, here or in another process; the message has the window's number.
         """
         tensors = _format_tensor_into_tuples(inputs)
         for tensor in tensors:
@@ -132,7 +132,7 @@ class OcclusionSensitivity(PerturbationAttribution):
             raise InvalidInput(f"there are {len(baselines)} baselines for {len(tensors)} inputs")
         fills = [filled(tensor, fill) for tensor, fill in zip(tensors, baselines, strict=True)]
         additional = _format_additional_forward_args(additional_forward_args)
-        with self._context(tensors):
+        with together(self.shard), self._context(tensors):
             model = _Selected(self.forward_func, target, additional)
             clean = model.clean(tensors)
             batch = _batch(perturbations_per_eval, model, tensors, clean)
@@ -178,7 +178,7 @@ class OcclusionSensitivity(PerturbationAttribution):
         """
         batch = _whole_number(perturbations_per_eval)
         autocast = contextlib.nullcontext() if self.autocast is None else _autocast(inputs, self.autocast)
-        with autocast:
+        with together(self.shard), autocast:
             return occlusion_maps(
                 self.forward_func, inputs, patch, stride, layer, fmap, targets, fill=baseline, score=score,
                 best=labels, refine=refine, engine=self.engine, batch=batch, progress=show_progress, shard=self.shard,

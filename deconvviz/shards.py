@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deconvviz.errors import InvalidInput
+from deconvviz.errors import InvalidInput, WindowFailed
 
 Number = TypeVar("Number", bound=np.generic)
 
@@ -31,9 +33,35 @@ def own_share(items: NDArray[Number], shard: bool) -> NDArray[Number]:
     return items[dist.get_rank() :: dist.get_world_size()]
 
 
+class OtherProcessFailed(WindowFailed):
+    """Another process failed, so this one stopped too."""
+
+
+@contextlib.contextmanager
+def together(shard: bool) -> Iterator[None]:
+    """Around work with :func:`gathered` in it: what fails in one process raises in all, so that none waits for ever.
+
+    Raises:
+        OtherProcessFailed: with the failing process's rank and message.
+    """
+    try:
+        yield
+    except OtherProcessFailed:
+        raise
+    except Exception as error:
+        _tell(f"{type(error).__name__}: {error}", shard)
+        raise
+    _tell(None, shard)
+
+
 def gathered(rows: Tensor, shard: bool) -> Tensor:
-    """The sum over the processes of ``rows``, of which each process filled its own and left the others zero."""
+    """The sum over the processes of ``rows``, of which each process filled its own and left the others zero.
+
+    Raises:
+        OtherProcessFailed: one of them has left :func:`together` with an error.
+    """
     if shard:
+        _tell(None, shard)
         device = (
             torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else rows.device
         )
@@ -41,3 +69,14 @@ def gathered(rows: Tensor, shard: bool) -> Tensor:
         dist.all_reduce(whole)
         return whole.to(rows.device)
     return rows
+
+
+def _tell(failure: str | None, shard: bool) -> None:
+    """Say to the others whether this process failed, and hear from them; all do so the same number of times."""
+    if not (shard and dist.is_available() and dist.is_initialized()):
+        return
+    failures: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(failures, failure)
+    told = [f"process {rank} failed: {text}" for rank, text in enumerate(failures) if text is not None]
+    if told and failure is None:
+        raise OtherProcessFailed("; ".join(told))

@@ -137,6 +137,36 @@ def test_pools(case, ceil_mode, kind, count_include_pad):
     agree(around(layer, n=n), image(*space), patch, spread(space, patch))
 
 
+@at_random
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.integers(4, 11)), min_size=1, max_size=3),
+    st.booleans(),
+    st.booleans(),
+    st.data(),
+)
+def test_enlarged(axes, linear, by_size, data):
+    """By a whole factor on each axis, at the borders too."""
+    factors, space = zip(*axes, strict=True)
+    n = len(space)
+    patch = tuple(data.draw(st.integers(1, extent)) for extent in space)
+    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[n] if linear else "nearest"
+    size = [(extent - 2) * k for extent, k in zip(space, factors, strict=True)]
+    how = {"size": size} if by_size else {"scale_factor": tuple(map(float, factors))}
+    layer = Calls(lambda x: F.interpolate(x, mode=mode, **how))
+    plan = agree(around(layer, n=n), image(*space), patch, spread(space, patch))
+    assert (
+        plan.groups[0].regions[plan._clean.steps[1].outputs[0]] is not None or plan.groups[0].whole_from < 2
+    )
+
+
+@pytest.mark.parametrize(
+    "how", [{"align_corners": True}, {"antialias": True}, {"scale_factor": 2.1}], ids=str
+)
+def test_other_interpolations_are_computed_whole(how):
+    layer = Calls(lambda x: F.interpolate(x, **{"scale_factor": 2, "mode": "bilinear", **how}))
+    agree(around(layer), image(9, 9), (2, 3), spread((9, 9), (2, 3)))
+
+
 def channel_shuffle(x):
     n, c, h, w = x.shape
     return x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, c, h, w)

@@ -45,10 +45,10 @@ distributed.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_every_process_has_the_result_of_one(tmp_path, world):
+def launch(tmp_path, text, world):
+    """Run a program in ``world`` processes."""
     program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
+    program.write_text(text)
     environment = {
         **os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
@@ -57,6 +57,11 @@ def test_every_process_has_the_result_of_one(tmp_path, world):
         [*launcher, str(program), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_every_process_has_the_result_of_one(tmp_path, world):
+    launch(tmp_path, PROGRAM, world)
     expected = results(False)
     for rank in range(world):
         found = torch.load(tmp_path / f"{rank}.pt")
@@ -67,6 +72,48 @@ def test_every_process_has_the_result_of_one(tmp_path, world):
                 assert b.abs().max() > 0 and (a - b).abs().max() <= 1e-12 * b.abs().max()
             else:
                 assert torch.equal(a, b)
+
+
+FAILING = """
+import sys
+import torch
+from torch import distributed
+from test_occlusion import toy
+from trained_like import pictures
+from deconvviz import OcclusionSensitivity
+distributed.init_process_group("gloo")
+rank, images = distributed.get_rank(), pictures(1, 20)
+model, texts = toy(), []
+
+def raising(module, inputs):
+    if rank == 1 and (inputs[0][:, :, 10, 10] == 0).all(1).any():
+        raise ValueError("too dark")
+
+model.register_forward_pre_hook(raising)
+run = OcclusionSensitivity(model, engine="full", shard=True)
+for call in (
+    lambda: run.attribute(images, (3, 6, 6), 3, target=1),
+    lambda: run.maps(images, 6, 3, "2"),
+    lambda: run.maps(images, 6, 3, "2", score="odds" if rank == 1 else "logit"),
+):
+    try:
+        call()
+        texts.append("no error")
+    except Exception as error:
+        texts.append(f"{type(error).__name__}: {error}")
+torch.save(texts, f"{sys.argv[1]}/{rank}.pt")
+distributed.destroy_process_group()
+"""
+
+
+def test_what_fails_in_one_process_raises_in_all(tmp_path):
+    """At a window, and outside of the sweep; the next call works as if nothing had been."""
+    launch(tmp_path, FAILING, 2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert all(text.startswith("WindowFailed: the model failed at window ") for text in second[:2])
+    assert all("ValueError: too dark" in text for text in second[:2])
+    assert second[2].startswith("InvalidInput")
+    assert first == [f"OtherProcessFailed: process 1 failed: {text}" for text in second]
 
 
 def test_without_a_process_group_the_remedy_is_said():

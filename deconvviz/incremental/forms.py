@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deconvviz.incremental.crops import from_rows, to_rows
+from deconvviz.incremental.crops import along, from_rows, to_rows
 from deconvviz.incremental.regions import Boxes, Region, union
 from deconvviz.rules.linear import each
 from deconvviz.rules.maxima import pool_arguments
@@ -308,16 +308,47 @@ def padded(plan: Group, step: Step) -> Work | None:
 
 
 def enlarged(plan: Group, step: Step) -> Work | None:
-    """Nearest-neighbour interpolation by a whole factor."""
-    region = plan.region(step.inputs[0])
+    """Interpolation by a whole factor: nearest neighbours, or (bi)linear with ``align_corners=False``.
+
+    Linear: output i lies at (i + 1/2) / factor - 1/2, so a changed cell reaches half a cell further on both sides.
+    """
+    region, mode = plan.region(step.inputs[0]), step.argument(3, "mode", "nearest")
     old, new = plan.shape(step.inputs[0])[2:], plan.shape(step.outputs[0])[2:]
-    nearest = step.argument(3, "mode", "nearest") in ("nearest", "nearest-exact")
-    if not nearest or not _trailing(region, len(new)) or any(b % a for a, b in zip(old, new, strict=True)):
+    linear = mode in ("linear", "bilinear", "trilinear") and not step.argument(4, "align_corners")
+    if not (linear or mode in ("nearest", "nearest-exact")) or step.argument(6, "antialias", False):
+        return None
+    if not _trailing(region, len(new)) or any(b % a for a, b in zip(old, new, strict=True)):
         return None
     factor = [b // a for a, b in zip(old, new, strict=True)]
-    column = np.asarray(factor)[:, None]
-    out = Region(region.axes, tuple(new), region.starts * column, region.ends * column)
-    return Work([out], lambda batch: F.interpolate(batch.crops(step.inputs[0]), out.size))
+    scale = step.argument(2, "scale_factor")
+    scales = scale if isinstance(scale, (list, tuple)) else [scale] * len(new)
+    if scale is not None and any(a != b for a, b in zip(scales, factor, strict=True)):
+        return None
+    column, space = np.asarray(factor)[:, None], np.asarray(new)[:, None]
+    margin = 1 if linear else 0
+    starts, ends = np.maximum(region.starts - margin, 0) * column, (region.ends + margin) * column
+    out = Region(region.axes, tuple(new), starts, np.minimum(ends, space))
+    size = tuple(min(n // k + 2 * margin, m) for n, k, m in zip(out.size, factor, old, strict=True))
+    most = np.asarray(old)[:, None] - np.asarray(size)[:, None]
+    boxes = Boxes(
+        region.axes, size, np.clip(out.firsts // column - margin, 0, most)
+    )  # at a border its own end
+    offsets = (out.firsts - boxes.firsts * column).T.tolist()
+
+    def run(batch: Batch) -> Tensor:
+        cells = F.interpolate(
+            batch.read(step.inputs[0], boxes),
+            [n * k for n, k in zip(size, factor, strict=True)],
+            mode=mode,
+            align_corners=False if linear else None,
+        )
+        spans = [[slice(o, o + n) for o, n in zip(first, out.size, strict=True)] for first in offsets]
+        if all(span == spans[0] for span in spans):
+            return along(cells, out.axes, spans[0])
+        parts = [along(cells[i : i + 1], out.axes, span) for i, span in enumerate(spans)]
+        return torch.cat(parts)
+
+    return Work([out], run)
 
 
 def _first_alone(step: Step) -> bool:
