@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 import torchvision
-from measure import machine, report_peak, side_by_side
+from measure import machine, peak_memory, report_peak, side_by_side
 
 from deconvviz import FilterGrid
 
@@ -49,16 +49,28 @@ def against_the_bare_loop(name: str, n: int, batch_size: int = 16) -> None:
     )
 
 
-def growth() -> None:
-    model = build("squeezenet1_0")
-    deepest, six = (FilterGrid(model, layers) for layers in (LAYERS[-1], LAYERS))
-    print("| images | layers | seconds | ms an image |\n|---|---|---|---|")
-    for n, grid in [(100, deepest), (100, six), (300, deepest), (1000, deepest)]:
+def images() -> None:
+    grid = FilterGrid(build("squeezenet1_0"), LAYERS[-1])
+    print("\n| images | seconds | ms an image | peak memory above the model's (MiB) |\n|---|---|---|---|")
+    for n in (100, 300, 1000):
         data = Repeated(n)
         start = time.perf_counter()
         grid.fit(data, progress=False, batch_size=16)
         seconds = time.perf_counter() - start
-        print(f"| {n} | {len(grid.layers)} | {seconds:.1f} | {1000 * seconds / n:.1f} |", flush=True)
+        peak = peak_memory(__file__, "peak", str(n))
+        print(f"| {n} | {seconds:.1f} | {1000 * seconds / n:.1f} | {peak:.0f} |", flush=True)
+
+
+def layers(n: int = 100) -> None:
+    model, data = build("squeezenet1_0"), photographs(n)
+
+    def mined(count: int) -> Callable[[], object]:
+        return lambda: FilterGrid(model, LAYERS[-count:]).fit(data, batch_size=16, progress=False)
+
+    seconds = side_by_side({str(count): mined(count) for count in range(1, 7)}, runs=3)
+    print("\n| layers | ms an image | over the deepest alone |\n|---|---|---|")
+    for count, taken in seconds.items():
+        print(f"| {count} | {1000 * taken / n:.1f} | {taken / seconds['1']:.2f} |", flush=True)
 
 
 class Repeated(torch.utils.data.Dataset):
@@ -79,22 +91,14 @@ def main() -> None:
         grid = FilterGrid(build("squeezenet1_0"), LAYERS[-1])
         report_peak(lambda: grid.fit(Repeated(int(sys.argv[2])), progress=False, batch_size=16))
         return
-    print(
-        machine(),
-        "\n\n| model | layers | bare loop (images/s) | mined (images/s) | ratio |\n|---|---|---|---|---|",
-    )
-    for name, n in {"squeezenet1_0": 256, "resnet18": 256, "vgg16": 64}.items():
-        if len(sys.argv) < 2 or name in sys.argv:
-            against_the_bare_loop(name, n)
-    if len(sys.argv) < 2 or "growth" in sys.argv:
-        print()
-        growth()
-        from measure import peak_memory
-
-        for n in (100, 300, 1000):
-            print(
-                f"peak memory above the model's, {n} images: {peak_memory(str(Path(__file__)), 'peak', str(n)):.0f} MiB"
-            )
+    parts = sys.argv[1:] or [*MODELS, "images", "layers"]
+    print(machine())
+    print("\n| model | layers | bare loop (images/s) | mined (images/s) | ratio |\n|---|---|---|---|---|")
+    for name in (name for name in MODELS if name in parts):
+        against_the_bare_loop(name, 64 if name == "vgg16" else 256)
+    for growth in (images, layers):
+        if growth.__name__ in parts:
+            growth()
 
 
 if __name__ == "__main__":

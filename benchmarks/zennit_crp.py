@@ -65,7 +65,7 @@ def compare(name: str, n: int = 128, batch_size: int = 16) -> None:
         fire = [c for c, count in enumerate(grid.found.layers[0].active.tolist()) if count >= 9]
         found["ours"] = {(c, i) for c in fire for i in grid[layer].numbers(c)}
 
-    seconds = side_by_side({"theirs": theirs, "ours": ours}, runs=3)
+    seconds = side_by_side({"theirs": theirs, "ours": ours}, runs=2)
     agree = len(found["ours"] & found["theirs"]) / len(found["ours"])
     rates = [n / seconds[key] for key in ("theirs", "ours")]
     print(f"| {name} | {layer} | {rates[0]:.1f} | {rates[1]:.1f} | {rates[1] / rates[0]:.1f} | {agree:.1%} |")

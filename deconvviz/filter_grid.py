@@ -15,6 +15,7 @@ image. (Whether one unit an image, and which crop, the paper does not say.)
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -176,8 +177,7 @@ class FilterGrid(Attribution):
         Raises:
             CheckpointError: they are of different models, layers or data, or share images.
         """
-        merged = FilterGrid.__new__(FilterGrid)
-        merged.__dict__.update(self.__dict__)
+        merged = copy.copy(self)
         for other in others:
             merged._found = merged.found.merged(other.found)
         return merged
@@ -305,9 +305,7 @@ class FilterGrid(Attribution):
             What :meth:`fit` found stays.
         """
         (inputs,) = input_tensors(inputs, self.model)
-        grid = FilterGrid.__new__(FilterGrid)
-        grid.__dict__.update(self.__dict__)
-        grid.fit(inputs.detach(), progress=False)
+        grid = copy.copy(self).fit(inputs.detach(), progress=False)
         results = [_stacked(layer, layer.chosen(fmaps), min(self.k, len(inputs)), inputs) for layer in grid]
         return results[0] if self._single else results
 

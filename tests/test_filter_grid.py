@@ -299,6 +299,21 @@ def test_folders_skip_and_list_broken_pictures(folder, workers):
     assert as_images["4"][0].names == found.names
 
 
+def test_a_data_sets_files_are_listed_once():
+    class Folder(Mapped):
+        asked = 0
+
+        @property
+        def samples(self):
+            self.asked += 1
+            return [(f"pictures/{i}.png", 0) for i in range(len(self))]
+
+    data = Folder(images())
+    grid = fit(data)
+    assert grid["4"][0].names[0] == f"pictures/{grid['4'][0].images[0]}.png"
+    assert data.asked == 1
+
+
 def test_data_that_is_not_usable(folder):
     with pytest.raises(InvalidInput, match="not a folder"):
         fit(str(folder / "a" / "00.png"))
@@ -401,9 +416,7 @@ REFUSED = {
     "k": lambda path: fit(images(), k=4, checkpoint=path),
     "data": lambda path: fit(images(seed=1), checkpoint=path),
     "precision": lambda path: fit(images(), autocast=torch.bfloat16, checkpoint=path),
-    "shares": lambda path: fit(images(), checkpoint=path, share=(0, 1)) and (_ for _ in ()).throw(
-        CheckpointError("shares")),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", REFUSED)
@@ -414,6 +427,14 @@ def test_a_checkpoint_of_something_else_is_refused_with_the_reason(tmp_path, wha
     with pytest.raises(CheckpointError, match=what):
         REFUSED[what](path)
     assert path.read_bytes() == before
+
+
+def test_a_checkpoint_of_another_share_is_refused(tmp_path):
+    path = tmp_path / "grid.npz"
+    fit(images(), checkpoint=path, share=(0, 2))
+    (tmp_path / "grid.0of2.npz").rename(path)
+    with pytest.raises(CheckpointError, match=r"other shares \(\(0, 2, 15\),\); expected \(0, 1\)"):
+        fit(images(), checkpoint=path)
 
 
 def test_folders_are_told_apart_by_their_files(folder, tmp_path):

@@ -119,6 +119,7 @@ def test_torchvision_families(name):
         ("vgg11", "avgpool", "classifier.0", "flatten in the model"),
         ("convnext_tiny", "features.7", "avgpool", "adaptive_avg_pool2d in avgpool"),
         ("swin_t", "features.0", "features.1.0.attn", "view in "),
+        ("maxvit_t", "stem", "blocks.0.layers.0", "adaptive_avg_pool2d in blocks.0.layers.0.layers.MBconv."),
         ("vit_b_16", "conv_proj", "encoder.layers.encoder_layer_0", "reshape in the model"),
     ],
 )  # fmt: skip

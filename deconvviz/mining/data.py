@@ -7,6 +7,7 @@ and never ends the pass.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import re
@@ -137,7 +138,7 @@ class Images:
             "items": hash_of(names + chosen),
         }
 
-    @property
+    @functools.cached_property
     def files(self) -> Sequence[Path] | None:
         """The pictures' files, if the source says (as a folder and torchvision's ``ImageFolder`` do)."""
         if isinstance(self.source, PictureFolder):
