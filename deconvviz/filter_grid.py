@@ -41,7 +41,7 @@ from deconvviz.images import display_scale, displayable
 from deconvviz.inputs import input_tensors
 from deconvviz.layers import Layer, locate
 from deconvviz.mining.archive import model_fingerprint
-from deconvviz.mining.data import Images
+from deconvviz.mining.data import Images, require_count
 from deconvviz.mining.found import Found
 from deconvviz.mining.passes import mine, mining
 from deconvviz.mining.shares import joined, of_share, own_share
@@ -77,8 +77,7 @@ class FilterGrid(Attribution):
         Attribution.__init__(self, model)
         require("overlap", overlap, OVERLAPS)
         require("on_unsupported", on_unsupported, ("raise", "gradient"))
-        if not isinstance(k, int) or isinstance(k, bool) or k < 1:
-            raise InvalidInput(f"k is {k!r}; expected a number of units, 1 or more")
+        require_count("k", k)
         self.k, self.overlap, self.gradient = k, overlap, on_unsupported == "gradient"
         self._single = isinstance(layers, (str, nn.Module))
         given = [layers] if isinstance(layers, (str, nn.Module)) else list(layers)
@@ -127,8 +126,10 @@ class FilterGrid(Attribution):
             LayerNotRun, AmbiguousLayer: as their names say.
         """
         images = Images(data, transform, limit)
-        batch_size = batch_size or images.batch_size
+        batch_size = images.batch_size if batch_size is None else batch_size
         workers = images.workers if workers is None else workers
+        require_count("batch_size", batch_size)
+        require_count("workers", workers, 0)
         precision = f"{autocast or self._like().dtype}{' channels_last' if channels_last else ''}"
         rank, world = own_share(share)
         with evaluating(self.model), left_as_found(self.model):

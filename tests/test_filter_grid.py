@@ -202,6 +202,9 @@ def test_errors_say_what_to_do():
         FilterGrid(net(), [])
     with pytest.raises(InvalidInput, match="k is 0"):
         FilterGrid(net(), "1", 0)
+    for argument, wrong in {"batch_size": 0, "workers": -1, "limit": -3}.items():
+        with pytest.raises(InvalidInput, match=f"{argument} is {wrong}; expected a whole number"):
+            fit(images(), **{argument: wrong})
     with pytest.raises(NoForwardPass, match="fit"):
         FilterGrid(net(), "1")["1"]
     with pytest.raises(UnknownLayer, match="'1', '4'"):

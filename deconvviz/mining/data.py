@@ -80,6 +80,7 @@ class Images:
     def __init__(
         self, data: Any, transform: Callable[[Image.Image], Tensor] | None = None, limit: int | None = None
     ) -> None:
+        require_count("limit", 1 if limit is None else limit)
         loader = data if isinstance(data, DataLoader) else None
         self.batch_size: int = (loader.batch_size if loader is not None else None) or 32
         self.workers: int = loader.num_workers if loader is not None else 0
@@ -233,6 +234,12 @@ class _Guarded(Dataset[Any]):
 
     def __getitem__(self, i: int) -> tuple[int, Tensor | str]:
         return self.images.read(self.numbers[i])
+
+
+def require_count(name: str, value: Any, least: int = 1) -> None:
+    """Raise :class:`InvalidInput` unless an argument is a whole number, ``least`` or more."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InvalidInput(f"{name} is {value!r}; expected a whole number, {least} or more")
 
 
 def _sampled(images: Tensor) -> Tensor:
