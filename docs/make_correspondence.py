@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 
 import torch
-import torchvision
 
 from deconvviz.correspondence import correspondence
 from deconvviz.images import load_picture, to_input, to_pixels
+from deconvviz.model_zoo import load_model
 from deconvviz.plotting import panel, save_figure
 
 LAYERS = ("features.12", "classifier.3")
@@ -37,12 +37,11 @@ def box(centre: tuple[int, int]) -> tuple[int, int, int, int]:
 
 def main() -> None:
     weights, folder, picture = sys.argv[1:]
-    model = torchvision.models.squeezenet1_0(weights=None)
-    model.load_state_dict(torch.load(weights, weights_only=True))
+    model = load_model("squeezenet1_0", weights).model
     paths = sorted(Path(folder).iterdir())
     images = torch.stack([to_input(load_picture(paths[label])) for label in DOGS])
     boxes = {part: [box(dog[part]) for dog in DOGS.values()] for part in next(iter(DOGS.values()))}
-    print(correspondence(model.eval(), images, boxes, LAYERS, draws=30))
+    print(correspondence(model, images, boxes, LAYERS, draws=30))
     rows = []
     for part in boxes:
         hidden = images.clone()

@@ -1,4 +1,4 @@
-"""Write docs/evidence.md: is the strongest map of the last convolutional layer the one that carries the class?
+"""Write docs/evidence_study.md: is the strongest map of the last convolutional layer the one that carries the class?
 
     python docs/make_evidence_study.py WEIGHTS PHOTOGRAPHS RESULTS
 
@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 from matplotlib.figure import Figure
 
 from deconvviz.demo_data import demo_model
 from deconvviz.evidence import Evidence, evidence
 from deconvviz.images import load_picture, to_input
+from deconvviz.model_zoo import load_model
 from deconvviz.plotting import save_figure
 
 LAYER, EVERY, EXAMPLE = "features.12", 4, 409
@@ -32,7 +32,7 @@ Figure 7 of Zeiler & Fergus shows a picture whose strongest feature map follows 
 follows a wheel or a dog. The conjecture: *the strongest map of the last convolutional layer need not hold the label's
 feature; what follows weighs all maps.* We tried it on {count} photographs, one of every fourth ImageNet class, with two
 trained networks: SqueezeNet 1.0 (pruned by Deep Compression, so most weights of its classifier are exactly zero) and
-SqueezeNet 1.1 (dense). [`evidence`](../deconvviz/evidence.py) ablates each of the 512 maps of `{layer}`, the last fire
+SqueezeNet 1.1 (dense). [`evidence`](evidence.md) ablates each of the 512 maps of `{layer}`, the last fire
 module, and notes how far the logit of the photograph's true class falls.
 
 **The answer: the strongest map need not be the one that matters, and how often it is depends on the network.** Its loss
@@ -135,9 +135,8 @@ def draw(ranks: dict[str, np.ndarray], example: Evidence) -> Figure:
 
 def main() -> None:
     weights, folder, results = sys.argv[1:]
-    pruned = torchvision.models.squeezenet1_0(weights=None)
-    pruned.load_state_dict(torch.load(weights, weights_only=True))
-    nets = {"pruned": pruned.eval(), "dense": demo_model()}
+    pruned = load_model("squeezenet1_0", weights).model
+    nets = {"pruned": pruned, "dense": demo_model()}
     paths = sorted(Path(folder).iterdir())
     found = {name: study(net, paths, Path(results) / f"{name}.json") for name, net in nets.items()}
     right = {name: {key: v[f["right"]] for key, v in f.items()} for name, f in found.items()}
@@ -163,7 +162,7 @@ def main() -> None:
         f"SqueezeNet {v}, {name}": found[name]["rank"] for name, v in (("pruned", "1.0"), ("dense", "1.1"))
     }
     save_figure(draw(ranks, example), docs / "images" / "evidence.png", dpi=110)
-    (docs / "evidence.md").write_text(text)
+    (docs / "evidence_study.md").write_text(text)
     print(text)
 
 

@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 
 import torch
-import torchvision
 
 from deconvviz.images import load_picture, to_input
 from deconvviz.invariance import SWEEPS, invariance
+from deconvviz.model_zoo import load_model
 from deconvviz.plotting import save_figure
 
 LAYERS = ("features.1", "features.12")
@@ -24,12 +24,11 @@ LABELS = {621: "lawn mower", 155: "shih-tzu", 88: "macaw", 817: "sports car", 96
 
 def main() -> None:
     weights, folder = sys.argv[1:]
-    model = torchvision.models.squeezenet1_0(weights=None)
-    model.load_state_dict(torch.load(weights, weights_only=True))
+    model = load_model("squeezenet1_0", weights).model
     paths = sorted(Path(folder).iterdir())
     images = torch.stack([to_input(load_picture(paths[label])) for label in LABELS])
     for transform in SWEEPS:
-        curves = invariance(model.eval(), images, LAYERS, transform, targets=list(LABELS))
+        curves = invariance(model, images, LAYERS, transform, targets=list(LABELS))
         path = Path(__file__).parent / "images" / f"invariance_{transform}.png"
         save_figure(curves.figure(list(LABELS.values())), path)
         for layer, distances in curves.distances.items():

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor
 
 from deconvviz import Deconvnet
 from deconvviz.comparison import shuffled_weights
 from deconvviz.images import load_picture, to_input
+from deconvviz.model_zoo import load_model
 
 LAYERS = ("features.5", "features.10")
 PICTURES, MAPS = 10, 5
@@ -85,9 +85,7 @@ def measure(model: torch.nn.Module, images: Tensor) -> dict[str, list[tuple[floa
 
 def main() -> None:
     weights, folder = sys.argv[1:]
-    model = torchvision.models.squeezenet1_0(weights=None)
-    model.load_state_dict(torch.load(weights, weights_only=True))
-    model.eval()
+    model = load_model("squeezenet1_0", weights).model
     paths = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
     images = torch.stack(
         [to_input(load_picture(path)) for path in paths[:: len(paths) // PICTURES][:PICTURES]]
