@@ -62,6 +62,11 @@ def folders(root: Path, count: int, name: str = "image_{:04}.jpg", prefix: bool 
             picture(label, 100 * number + i, grey=i % 3 == 0).save(folder / file)
 
 
+def on_folder(tmp_path: Path) -> list[str]:
+    """A transfer of a tiny network to the folders in ``data``."""
+    return ["--dataset", "folder", "--data", str(tmp_path / "data"), *TINY_ZFNET]
+
+
 @pytest.fixture
 def cifar_zip(tmp_path) -> Path:
     path = tmp_path / "cifar.zip"
@@ -334,7 +339,7 @@ def test_an_interrupted_transfer_goes_on(tmp_path, monkeypatch) -> None:
     """Killed after two of four epochs, it ends as if it had not been."""
     transfer = load("transfer")
     folders(tmp_path / "data", 8)
-    base = ["--dataset", "folder", "--data", str(tmp_path / "data"), *TINY_ZFNET, "--scratch", "--lr", "0.01"]
+    base = [*on_folder(tmp_path), "--scratch", "--lr", "0.01"]
     base += ["--per-class", "5", "--epochs", "4", "--batch", "4"]
     transfer.main([*base, "--out", str(tmp_path / "whole")])
     passes, real = [], transfer.run
@@ -375,7 +380,7 @@ def test_a_transfer_of_other_settings_is_refused(other, message, tmp_path) -> No
     for seed in (0, 1):
         torch.manual_seed(seed)
         torch.save(small_zfnet().state_dict(), tmp_path / f"{seed}.pth")
-    base = ["--dataset", "folder", "--data", str(tmp_path / "data"), *TINY_ZFNET, "--per-class", "4"]
+    base = [*on_folder(tmp_path), "--per-class", "4"]
     base += ["--weights", str(tmp_path / "0.pth"), "--lr", "0.01", "--batch", "4", "--epochs", "1"]
     base += ["--out", str(tmp_path / "out")]
     transfer.main(base)
@@ -397,15 +402,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path) -> None:
     folders(tmp_path / "data", 4)
     torch.save(small_zfnet(without=("fc7",)).state_dict(), tmp_path / "other.pth")
     torch.save(small_zfnet(7).state_dict(), tmp_path / "classes.pth")
-    base = [
-        "--dataset",
-        "folder",
-        "--data",
-        str(tmp_path / "data"),
-        *TINY_ZFNET,
-        "--out",
-        str(tmp_path / "t"),
-    ]
+    base = [*on_folder(tmp_path), "--out", str(tmp_path / "t")]
     with pytest.raises(
         WeightsError, match="other.pth does not fit the Sequential; missing: fc7.weight, fc7.bias"
     ):
@@ -418,15 +415,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path) -> None:
 def test_transfer_refuses(tmp_path) -> None:
     transfer = load("transfer")
     folders(tmp_path / "data", 4)
-    base = [
-        "--dataset",
-        "folder",
-        "--data",
-        str(tmp_path / "data"),
-        *TINY_ZFNET,
-        "--out",
-        str(tmp_path / "t"),
-    ]
+    base = [*on_folder(tmp_path), "--out", str(tmp_path / "t")]
     with pytest.raises(InvalidInput, match="expected --weights or --scratch, and not both"):
         transfer.main(base)
     with pytest.raises(
@@ -469,17 +458,8 @@ def test_frozen_trains_the_head_alone(tmp_path, monkeypatch) -> None:
         transfer, "new_head", lambda m, k, real=transfer.new_head: (trained.append(m), real(m, k))[1]
     )
     transfer.main(
-        [
-            "--dataset",
-            "folder",
-            "--data",
-            str(tmp_path / "data"),
-            *TINY_ZFNET,
-            "--weights",
-            str(weights),
-            "--frozen",
-        ]
-        + ["--per-class", "4", "--epochs", "1", "--out", str(tmp_path / "t")]
+        [*on_folder(tmp_path), "--weights", str(weights), "--frozen", "--per-class", "4", "--epochs", "1"]
+        + ["--out", str(tmp_path / "t")]
     )
     saved = torch.load(weights, weights_only=True)
     state = trained[0].state_dict()
