@@ -7,8 +7,7 @@ from boxes, or ``None``: then the step is computed on whole values, which is rig
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,27 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deconvviz.incremental.crops import along, from_rows, to_rows
+from deconvviz.incremental.pools import adaptive, average_pooled, averaged, max_pooled
 from deconvviz.incremental.regions import Boxes, Region, union
+from deconvviz.incremental.work import Form, Work, first_alone, trailing
 from deconvviz.rules.linear import each
-from deconvviz.rules.maxima import pool_arguments
 from deconvviz.tape import Slot, Step, flatten
 
 if TYPE_CHECKING:
     from deconvviz.incremental.plan import Batch, Group
-
-
-@dataclass
-class Work:
-    """What computes a step's outputs for one batch of windows."""
-
-    regions: Sequence[Region | None]
-    """Of each output: its boxes, or ``None`` where the work gives whole values (B, ...)."""
-    run: Callable[[Batch], Any]
-    fresh: bool = True
-    """The outputs are new tensors, so an operation may overwrite them."""
-
-
-Form = Callable[["Group", Step], Work | None]
 
 
 def filtered(plan: Group, step: Step) -> Work | None:
@@ -48,7 +34,7 @@ def filtered(plan: Group, step: Step) -> Work | None:
         step.argument(3 + i, name, default)
         for i, (name, default) in enumerate((("stride", 1), ("padding", 0), ("dilation", 1)))
     )
-    if not _first_alone(step) or not _trailing(region, n):
+    if not first_alone(step) or not trailing(region, n):
         return None
     stride, dilation = each(stride, n), each(dilation, n)
     kernel = [d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:], strict=True)]
@@ -59,107 +45,6 @@ def filtered(plan: Group, step: Step) -> Work | None:
     out = region.through(kernel, stride, before, space)
     wanted = out.read_by(kernel, stride, before)
     return Work([out], lambda batch: plan.clean.kernel(step)(batch.read(step.inputs[0], wanted)))
-
-
-def max_pooled(plan: Group, step: Step) -> Work | None:
-    """A max pool: the padding is -inf."""
-    n = int(step.operation.removesuffix("_with_indices")[-2])
-    region, (*sizes, _) = plan.region(step.inputs[0]), pool_arguments(*step.arguments, **step.keywords)
-    if not _trailing(region, n) or len(step.outputs) > 1:
-        return None
-    kernel_size, stride, padding, dilation = (each(item, n) for item in sizes)
-    kernel = [d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True)]
-    out = region.through(kernel, stride, padding, plan.shape(step.outputs[0])[2:])
-    wanted = out.read_by(kernel, stride, padding)
-    pool = getattr(F, f"max_pool{n}d")
-
-    def run(batch: Batch) -> Tensor:
-        boxes = batch.read(step.inputs[0], wanted, fill=-math.inf)
-        return pool(boxes, kernel_size, stride, 0, dilation)
-
-    return Work([out], run)
-
-
-def _average(input: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
-             count_include_pad: bool = True, divisor_override: Any = None) -> tuple[Any, ...]:  # fmt: skip
-    return kernel_size, stride or kernel_size, padding, count_include_pad, divisor_override
-
-
-def average_pooled(plan: Group, step: Step) -> Work | None:
-    """An average pool: a sum over the zero-padded window, divided by what PyTorch divides by at that place."""
-    n = int(step.operation[-2])
-    *sizes, padded, divisor = _average(*step.arguments, **step.keywords)
-    kernel, stride, padding = (each(item, n) for item in sizes)
-    return _averaged(plan, step, kernel, stride, padding, padded, divisor)
-
-
-def _averaged(plan: Group, step: Step, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-              count_padding: bool, divisor: int | None) -> Work | None:  # fmt: skip
-    n, region = len(kernel), plan.region(step.inputs[0])
-    if not _trailing(region, n):
-        return None
-    space = plan.shape(step.outputs[0])[2:]
-    out = region.through(kernel, stride, padding, space)
-    wanted = out.read_by(kernel, stride, padding)
-    pool = getattr(F, f"avg_pool{n}d")
-    factors: list[np.ndarray] = []
-    for o, k, s, p, extent in zip(space, kernel, stride, padding, region.space, strict=True):
-        start = np.arange(o) * s - p
-        end = np.minimum(start + k, extent + p)
-        if not count_padding:
-            start, end = np.maximum(start, 0), np.minimum(end, extent)
-        factors.append(np.ones(o) if divisor else k / (end - start))
-    scale = math.prod(kernel) / divisor if divisor else 1.0
-
-    def run(batch: Batch) -> Tensor:
-        output = pool(batch.read(step.inputs[0], wanted), kernel, stride) * scale
-        for axis, (factor, size) in enumerate(zip(factors, out.size, strict=True)):
-            if (factor != 1).any():
-                values = factor[out.firsts[axis][:, None] + np.arange(size)]
-                shape = [len(values), 1, *[size if a == axis else 1 for a in range(n)]]
-                output *= torch.from_numpy(values.reshape(shape)).to(output)
-        return output
-
-    return Work([out], run)
-
-
-def adaptive(plan: Group, step: Step) -> Work | None:
-    """To one cell: by differences. To as many as there are: nothing. To a divisor of them: an average pool."""
-    n, region = int(step.operation[-2]), plan.region(step.inputs[0])
-    space = plan.shape(step.outputs[0])[-n:]
-    if not _trailing(region, n):
-        return None
-    if all(o == 1 for o in space):
-        return _global_mean(plan, step)
-    if space == region.space:
-        return Work([region], lambda batch: batch.crops(step.inputs[0]), fresh=False)
-    if any(i % o for i, o in zip(region.space, space, strict=True)):
-        return None
-    kernel = [i // o for i, o in zip(region.space, space, strict=True)]
-    return _averaged(plan, step, kernel, kernel, [0] * n, True, None)
-
-
-def averaged(plan: Group, step: Step) -> Work | None:
-    """A mean over all of the spatial axes, and no other."""
-    region, dims = plan.region(step.inputs[0]), step.argument(1, "dim")
-    dims = (dims,) if isinstance(dims, int) else dims
-    rank = len(plan.shape(step.inputs[0]))
-    if dims is None or step.keywords.get("dtype") or {d % rank for d in dims} != set(region.axes):
-        return None
-    return _global_mean(plan, step)
-
-
-def _global_mean(plan: Group, step: Step) -> Work:
-    """The clean mean, and the mean of what changed."""
-    value, shape = step.inputs[0], plan.shape(step.outputs[0])
-    region, clean = plan.region(value), plan.clean.contents[step.outputs[0] or 0]
-
-    def run(batch: Batch) -> Tensor:
-        change = batch.crops(value) - batch.clean_crops(value)
-        mean = change.sum(region.axes) / math.prod(region.space)
-        return clean + mean.view(-1, *shape[1:])
-
-    return Work([None], run)
 
 
 def pointwise(plan: Group, step: Step) -> Work | None:
@@ -188,7 +73,7 @@ def channelwise(plan: Group, step: Step) -> Work | None:
         "log_softmax": lambda: (step.argument(1, "dim", None),),
         "glu": lambda: (step.argument(1, "dim", -1),),
     }.get(step.operation, lambda: (1,))()
-    if not _first_alone(step) or None in mixed or {d % rank for d in mixed} & {0, *region.axes}:
+    if not first_alone(step) or None in mixed or {d % rank for d in mixed} & {0, *region.axes}:
         return None
     return _on_cells(plan, step, region)
 
@@ -229,7 +114,7 @@ def concatenated(plan: Group, step: Step) -> Work | None:
 def rearranged(plan: Group, step: Step) -> Work | None:
     """Axes moved, added or dropped, channels chosen or split: found by moving extents that occur nowhere else."""
     region, shape = plan.region(step.inputs[0]), list(plan.shape(step.inputs[0]))
-    if not _first_alone(step):
+    if not first_alone(step):
         return None
     marks = [100_003 + 2 * i for i in range(len(region.axes))]
     for axis, mark in zip(region.axes, marks, strict=True):
@@ -255,7 +140,7 @@ def reshaped(plan: Group, step: Step) -> Work | None:
     region = plan.region(step.inputs[0])
     old, new = plan.shape(step.inputs[0]), plan.shape(step.outputs[0])
     axes = _kept_axes(old, new, region.axes)
-    if axes is None or not _first_alone(step) or not new or new[0] != 1:
+    if axes is None or not first_alone(step) or not new or new[0] != 1:
         return None
     rest = [n for axis, n in enumerate(new) if axis not in (0, *axes)]
 
@@ -281,7 +166,7 @@ def _kept_axes(old: Sequence[int], new: Sequence[int], axes: Sequence[int]) -> t
 def unchanged(plan: Group, step: Step) -> Work | None:
     """What gives the same content (contiguous, dropout in eval mode)."""
     region = plan.region(step.inputs[0])
-    if plan.shape(step.outputs[0]) != plan.shape(step.inputs[0]) or not _first_alone(step):
+    if plan.shape(step.outputs[0]) != plan.shape(step.inputs[0]) or not first_alone(step):
         return None
     return Work([region], lambda batch: batch.crops(step.inputs[0]), fresh=False)
 
@@ -317,7 +202,7 @@ def enlarged(plan: Group, step: Step) -> Work | None:
     linear = mode in ("linear", "bilinear", "trilinear") and not step.argument(4, "align_corners")
     if not (linear or mode in ("nearest", "nearest-exact")) or step.argument(6, "antialias", False):
         return None
-    if not _trailing(region, len(new)) or any(b % a for a, b in zip(old, new, strict=True)):
+    if not trailing(region, len(new)) or any(b % a for a, b in zip(old, new, strict=True)):
         return None
     factor = [b // a for a, b in zip(old, new, strict=True)]
     scale = step.argument(2, "scale_factor")
@@ -349,16 +234,6 @@ def enlarged(plan: Group, step: Step) -> Work | None:
         return torch.cat(parts)
 
     return Work([out], run)
-
-
-def _first_alone(step: Step) -> bool:
-    """Whether one value goes in, as the first argument."""
-    return len(step.inputs) == 1 and isinstance(step.argument(0, "input"), Slot)
-
-
-def _trailing(region: Region, n: int) -> bool:
-    """Whether the spatial axes are the ``n`` behind batch and channels."""
-    return region.axes == tuple(range(2, 2 + n))
 
 
 def _same_padding(kernel: Sequence[int]) -> list[int]:

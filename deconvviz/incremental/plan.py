@@ -12,8 +12,9 @@ from torch import Tensor
 
 from deconvviz.incremental.clean import CleanPass, channels_last
 from deconvviz.incremental.crops import clean_boxes, read
-from deconvviz.incremental.forms import FORMS, Work
+from deconvviz.incremental.forms import FORMS
 from deconvviz.incremental.regions import Boxes, Firsts, Region
+from deconvviz.incremental.work import Work
 from deconvviz.tape import Slot, Step, flatten
 
 DENSE_FROM = 0.95

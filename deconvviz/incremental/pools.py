@@ -1,0 +1,121 @@
+"""The forms of pools: the largest or the mean of windows, and of whole maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deconvviz.incremental.work import Work, trailing
+from deconvviz.rules.linear import each
+from deconvviz.rules.maxima import pool_arguments
+from deconvviz.tape import Step
+
+if TYPE_CHECKING:
+    from deconvviz.incremental.plan import Batch, Group
+
+
+def max_pooled(plan: Group, step: Step) -> Work | None:
+    """A max pool: the padding is -inf."""
+    n = int(step.operation.removesuffix("_with_indices")[-2])
+    region, (*sizes, _) = plan.region(step.inputs[0]), pool_arguments(*step.arguments, **step.keywords)
+    if not trailing(region, n) or len(step.outputs) > 1:
+        return None
+    kernel_size, stride, padding, dilation = (each(item, n) for item in sizes)
+    kernel = [d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True)]
+    out = region.through(kernel, stride, padding, plan.shape(step.outputs[0])[2:])
+    wanted = out.read_by(kernel, stride, padding)
+    pool = getattr(F, f"max_pool{n}d")
+
+    def run(batch: Batch) -> Tensor:
+        boxes = batch.read(step.inputs[0], wanted, fill=-math.inf)
+        return pool(boxes, kernel_size, stride, 0, dilation)
+
+    return Work([out], run)
+
+
+def _average(input: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
+             count_include_pad: bool = True, divisor_override: Any = None) -> tuple[Any, ...]:  # fmt: skip
+    return kernel_size, stride or kernel_size, padding, count_include_pad, divisor_override
+
+
+def average_pooled(plan: Group, step: Step) -> Work | None:
+    """An average pool: a sum over the zero-padded window, divided by what PyTorch divides by at that place."""
+    n = int(step.operation[-2])
+    *sizes, padded, divisor = _average(*step.arguments, **step.keywords)
+    kernel, stride, padding = (each(item, n) for item in sizes)
+    return _averaged(plan, step, kernel, stride, padding, padded, divisor)
+
+
+def _averaged(plan: Group, step: Step, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+              count_padding: bool, divisor: int | None) -> Work | None:  # fmt: skip
+    n, region = len(kernel), plan.region(step.inputs[0])
+    if not trailing(region, n):
+        return None
+    space = plan.shape(step.outputs[0])[2:]
+    out = region.through(kernel, stride, padding, space)
+    wanted = out.read_by(kernel, stride, padding)
+    pool = getattr(F, f"avg_pool{n}d")
+    factors: list[np.ndarray] = []
+    for o, k, s, p, extent in zip(space, kernel, stride, padding, region.space, strict=True):
+        start = np.arange(o) * s - p
+        end = np.minimum(start + k, extent + p)
+        if not count_padding:
+            start, end = np.maximum(start, 0), np.minimum(end, extent)
+        factors.append(np.ones(o) if divisor else k / (end - start))
+    scale = math.prod(kernel) / divisor if divisor else 1.0
+
+    def run(batch: Batch) -> Tensor:
+        output = pool(batch.read(step.inputs[0], wanted), kernel, stride) * scale
+        for axis, (factor, size) in enumerate(zip(factors, out.size, strict=True)):
+            if (factor != 1).any():
+                values = factor[out.firsts[axis][:, None] + np.arange(size)]
+                shape = [len(values), 1, *[size if a == axis else 1 for a in range(n)]]
+                output *= torch.from_numpy(values.reshape(shape)).to(output)
+        return output
+
+    return Work([out], run)
+
+
+def adaptive(plan: Group, step: Step) -> Work | None:
+    """To one cell: by differences. To as many as there are: nothing. To a divisor of them: an average pool."""
+    n, region = int(step.operation[-2]), plan.region(step.inputs[0])
+    space = plan.shape(step.outputs[0])[-n:]
+    if not trailing(region, n):
+        return None
+    if all(o == 1 for o in space):
+        return _global_mean(plan, step)
+    if space == region.space:
+        return Work([region], lambda batch: batch.crops(step.inputs[0]), fresh=False)
+    if any(i % o for i, o in zip(region.space, space, strict=True)):
+        return None
+    kernel = [i // o for i, o in zip(region.space, space, strict=True)]
+    return _averaged(plan, step, kernel, kernel, [0] * n, True, None)
+
+
+def averaged(plan: Group, step: Step) -> Work | None:
+    """A mean over all of the spatial axes, and no other."""
+    region, dims = plan.region(step.inputs[0]), step.argument(1, "dim")
+    dims = (dims,) if isinstance(dims, int) else dims
+    rank = len(plan.shape(step.inputs[0]))
+    if dims is None or step.keywords.get("dtype") or {d % rank for d in dims} != set(region.axes):
+        return None
+    return _global_mean(plan, step)
+
+
+def _global_mean(plan: Group, step: Step) -> Work:
+    """The clean mean, and the mean of what changed."""
+    value, shape = step.inputs[0], plan.shape(step.outputs[0])
+    region, clean = plan.region(value), plan.clean.contents[step.outputs[0] or 0]
+
+    def run(batch: Batch) -> Tensor:
+        change = batch.crops(value) - batch.clean_crops(value)
+        mean = change.sum(region.axes) / math.prod(region.space)
+        return clean + mean.view(-1, *shape[1:])
+
+    return Work([None], run)

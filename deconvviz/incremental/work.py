@@ -1,0 +1,37 @@
+"""What a form makes of a recorded step: how boxes of its outputs are computed from boxes of its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from deconvviz.incremental.regions import Region
+from deconvviz.tape import Slot, Step
+
+if TYPE_CHECKING:
+    from deconvviz.incremental.plan import Batch, Group
+
+
+@dataclass
+class Work:
+    """What computes a step's outputs for one batch of windows."""
+
+    regions: Sequence[Region | None]
+    """Of each output: its boxes, or ``None`` where the work gives whole values (B, ...)."""
+    run: Callable[[Batch], Any]
+    fresh: bool = True
+    """The outputs are new tensors, so an operation may overwrite them."""
+
+
+Form = Callable[["Group", Step], Work | None]
+
+
+def first_alone(step: Step) -> bool:
+    """Whether one value goes in, as the first argument."""
+    return len(step.inputs) == 1 and isinstance(step.argument(0, "input"), Slot)
+
+
+def trailing(region: Region, n: int) -> bool:
+    """Whether the spatial axes are the ``n`` behind batch and channels."""
+    return region.axes == tuple(range(2, 2 + n))
