@@ -61,7 +61,7 @@ def flop_limit(model, image, windows: Windows) -> float | None:
     return plans[0].whole_cost / float(np.mean([plan.cost for plan in plans]))
 
 
-def compare(name: str, patch: int, with_captum: bool) -> dict[str, float]:
+def compare(name: str, patch: int) -> dict[str, float]:
     """Seconds a sweep by each, the best batch size of each found first."""
     model, image = setting(name)
     side = image.shape[-1]
@@ -99,41 +99,60 @@ def compare(name: str, patch: int, with_captum: bool) -> dict[str, float]:
         "channels_last": lambda: plain(chosen["channels_last"], torch.channels_last),
         "ours": ours,
     }
-    if with_captum:
-        chosen["captum"] = best(captum, lambda b: count / some)
-        runs["captum"] = lambda: captum(chosen["captum"])
+    chosen["captum"] = best(captum, lambda b: count / some)
+    runs["captum"] = lambda: captum(chosen["captum"])
     times = side_by_side(runs, runs=RUNS)
     times["plain"] *= plain_scale(chosen["plain"])
     times["channels_last"] *= plain_scale(chosen["channels_last"])
-    times["captum"] = (
-        times.get("captum", float("nan")) * (count + 1) / (some + 1)
-    )  # one pass more, of the clean picture
+    times["captum"] *= (count + 1) / (some + 1)  # one pass more, of the clean picture
     return {**times, "limit": flop_limit(model, image, windows) or float("nan"), "windows": count,
             **{f"batch {who}": batch for who, batch in chosen.items()}}  # fmt: skip
+
+
+def auto_over_full(name: str) -> tuple[int, float, float]:
+    """Seconds of a short sweep by whole passes, and by what ``engine="auto"`` chooses: its trials weigh most here."""
+    model, image = setting(name)
+    side = image.shape[-1]
+    arguments = ((3, 32, 32), (3, 32, 32))
+
+    def sweep(engine):
+        OcclusionSensitivity(model, engine=engine).attribute(image, *arguments, target=0)
+
+    times = side_by_side(
+        {engine: lambda e=engine: sweep(e) for engine in ("full", "auto")}, runs=2, warm_up=0
+    )
+    return len(Windows.sliding((3, side, side), *arguments)), times["full"], times["auto"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--patches", default="32,16")
-    parser.add_argument("--all", action="store_true", help="every torchvision CNN, without captum, patch 32")
+    parser.add_argument(
+        "--all", action="store_true", help="every torchvision CNN (or --models): auto against full"
+    )
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     names, patches = arguments.models.split(","), [int(p) for p in arguments.patches.split(",")]
     if arguments.all:
-        names = [n for n in torchvision.models.list_models(module=torchvision.models)
-                 if not n.startswith(("vit", "swin", "maxvit"))]  # fmt: skip
-        patches = [32]
+        if arguments.models == ",".join(MODELS):
+            names = [n for n in torchvision.models.list_models(module=torchvision.models)
+                     if not n.startswith(("vit", "swin", "maxvit"))]  # fmt: skip
+        print(machine(), "\n\n| model | windows | full (s) | auto (s) | over full |\n|---|---|---|---|---|")
+        for name in names:
+            windows, full, auto = auto_over_full(name)
+            print(f"| {name} | {windows} | {full:.2f} | {auto:.2f} | {full / auto:.2f} |", flush=True)
+        return
     print(machine(), "\n")
     print("| model | patch | windows | captum (s) | plain (s) | channels_last (s) | ours (s) | over the better of "
           "captum and plain | over channels_last | FLOP limit | of the limit |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     for name in names:
         for patch in patches:
-            t = compare(name, patch, with_captum=not arguments.all)
-            first = np.nanmin([t["captum"], t["plain"]]) / t["ours"]
+            t = compare(name, patch)
+            first = min([t["captum"], t["plain"]]) / t["ours"]
             second = t["channels_last"] / t["ours"]
-            captum = "" if np.isnan(t["captum"]) else f"{t['captum']:.1f} ({t['batch captum']})"
+            captum = f"{t['captum']:.1f} ({t['batch captum']})"
             print(f"| {name} | {patch} | {t['windows']} | {captum} | {t['plain']:.1f} ({t['batch plain']}) "
                   f"| {t['channels_last']:.1f} ({t['batch channels_last']}) | {t['ours']:.1f} | {first:.2f} "
                   f"| {second:.2f} | {t['limit']:.2f} | {second / t['limit']:.2f} |", flush=True)  # fmt: skip
