@@ -5,7 +5,7 @@ captum repeats a whole forward and backward pass for each map, so where 64 of th
 on the first few and scaled: the table says on how many. Its peak memory is that of two maps, plus the pictures
 of the other 62 that our call returns.
 
-    python benchmarks/project_feature_maps.py [--quick]
+    python benchmarks/project_feature_maps.py [--quick] [MODEL ...]
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def setting(name: str, layer: str, batch: int):
 
 def main() -> None:
     quick = "--quick" in sys.argv
-    if len(sys.argv) > 4:
+    if len(sys.argv) > 4 and sys.argv[1] in ("captum", "ours"):
         who, name, layer, batch = sys.argv[1:5]
         captum, ours = setting(name, layer, int(batch))
         report_peak(lambda: captum(range(2)) if who == "captum" else ours(range(MAPS)))
@@ -66,7 +66,8 @@ def main() -> None:
         "| captum peak (MiB) | ours peak (MiB) | largest difference |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
-    for name, layers in LAYERS.items():
+    chosen = [name for name in sys.argv[1:] if name in LAYERS] or LAYERS
+    for name, layers in ((name, LAYERS[name]) for name in chosen):
         for batch in (1,) if quick else (1, 8):
             for layer in layers:
                 captum, ours = setting(name, layer, batch)

@@ -22,7 +22,7 @@ from deconvviz.layers import address
 from deconvviz.rules import HIDDEN_CODE, UNSUPPORTED, Context
 from deconvviz.tape import Step, Tape
 
-CPU_BUDGET, DEVICE_BUDGET = 32 * 2**20, 2**30
+CPU_BUDGET, DEVICE_BUDGET = 8 * 2**20, 2**30
 """Bytes that the signals of one chunk may take together at any step. On a CPU larger chunks only take memory;
 an accelerator wants them."""
 

@@ -71,7 +71,9 @@ class Memory:
 
 def address(tensor: Tensor) -> int:
     """Where a tensor's storage lies; 0 if it has none."""
-    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else 0
+    if tensor.layout != torch.strided:
+        return 0
+    return int(tensor.data_ptr() - tensor.storage_offset() * tensor.element_size())  # its storage's is slower
 
 
 def written_from(geometries: Any, size: int, device: torch.device) -> Tensor:
