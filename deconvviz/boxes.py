@@ -133,6 +133,19 @@ def _union(a: Boxed, b: Boxed, shift: Sequence[int]) -> Boxed:
     return Boxed(F.pad(a.content, padding[0]) + F.pad(b.content, padding[1]), firsts, a.space)
 
 
+def boxed(signal: Tensor) -> Boxed | Tensor:
+    """A signal (M, N, C, *S) in boxes of one cell, if each of its (M, N) is zero everywhere else."""
+    if signal.dim() < 4:
+        return signal
+    alive = signal.ne(0).any(2).flatten(2)
+    if not bool((alive.sum(2) == 1).all()):
+        return signal
+    cells, space = alive.int().argmax(2), tuple(signal.shape[3:])
+    where = cells[:, :, None, None].expand(*signal.shape[:3], 1)
+    content = signal.flatten(3).gather(3, where).view(*signal.shape[:3], *[1] * len(space))
+    return Boxed(content, torch.stack(torch.unravel_index(cells.cpu(), space)), space)
+
+
 def settled(signal: Boxed) -> Boxed | Tensor:
     """The signal, whole if its boxes cover most of the space."""
     return signal.whole() if signal.large else signal

@@ -30,6 +30,7 @@ from captum.attr import Attribution, NeuronAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
+from deconvviz.boxes import boxed
 from deconvviz.capture import Recorder, require_module, watch
 from deconvviz.check import CheckReport
 from deconvviz.errors import FeatureMapOutOfRange, InvalidInput, NoForwardPass
@@ -294,5 +295,5 @@ def _maps(activation: Tensor | None, what: str) -> Tensor:
 
 
 def _attributions(tape: Tape, value: int, seed: Tensor, overlap: str, inputs: Any) -> Any:
-    back = back_to_inputs(tape, value, seed.to(tape.tensors[0].dtype)[None], overlap)
+    back = back_to_inputs(tape, value, boxed(seed.to(tape.tensors[0].dtype)[None]), overlap)
     return tuple(b[0] for b in back) if isinstance(inputs, tuple) else back[0][0]

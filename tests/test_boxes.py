@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from deconvviz.boxes import Boxed
+from deconvviz.boxes import Boxed, boxed
 from deconvviz.capture import watch
 from deconvviz.projection import _walk, back_to_inputs
 from deconvviz.units import seeds
@@ -118,3 +118,17 @@ def test_a_sum_of_boxes_that_do_not_lie_alike_is_whole():
     b = Boxed(torch.ones(1, 2, 1, 2, 2), firsts.flip(2), (6, 6))
     assert torch.equal(a + b, a.whole() + b.whole()) and torch.equal(a + b.whole(), a.whole() + b.whole())
     assert torch.equal((a + a).whole(), 2 * a.whole())
+
+
+def test_single_cells_are_found():
+    """What captum's selectors give: one neuron an image, or the channels of one cell; else the signal stays whole."""
+    signal = torch.zeros(1, 2, 3, 4, 5)
+    signal[0, 0, 1, 3, 2] = signal[0, 0, 2, 3, 2] = signal[0, 1, 0, 0, 4] = -1.0
+    found = boxed(signal)
+    assert isinstance(found, Boxed) and found.size == (1, 1) and torch.equal(found.whole(), signal)
+    for n, y in ((0, 0), (1, 1)):
+        more = signal.clone()
+        more[0, n, 0, y, 0] = 1.0
+        assert boxed(more) is more
+    flat, nothing = signal[..., 0, 0], signal * 0
+    assert boxed(flat) is flat and boxed(nothing) is nothing

@@ -39,7 +39,10 @@ def filtering(
     outward, inward, *size = weight.shape
     wide = min(outward, inward) >= WIDE and max(outward, inward) >= 2 * WIDE
     fits = size == [3, 3] and groups == 1 and {*stride, *dilation} == {1} and weight.device.type == "cpu"
-    precise = autocast is None and weight.dtype in (torch.float32, torch.float64)  # its sums round in that dtype
+    precise = autocast is None and weight.dtype in (
+        torch.float32,
+        torch.float64,
+    )  # its sums round in that dtype
     return Winograd(weight, bias, direct) if wide and fits and precise else direct
 
 
