@@ -49,11 +49,6 @@ class Boxed:
     def __len__(self) -> int:
         return len(self.content)
 
-    def __getitem__(self, part: slice) -> Boxed:
-        """Some of the M projections."""
-        firsts = self.firsts if self.firsts.shape[1] == 1 else self.firsts[:, part]
-        return Boxed(self.content[part], firsts, self.space)
-
     def added_to(self, whole: Tensor) -> Tensor:
         """``whole`` (M, N, C, *space), changed in place: the signal is added to it."""
         rows: Iterable[int | slice] = [slice(None)] if self.firsts.shape[1] == 1 else range(len(self))
@@ -123,9 +118,8 @@ class Boxed:
 def _union(a: Boxed, b: Boxed, shift: Sequence[int]) -> Boxed:
     """The sum of two signals of which the second's boxes start ``shift`` cells after the first's."""
     padding: tuple[list[int], list[int]] = ([], [])
-    for n, m, s in zip(
-        a.size[::-1], b.size[::-1], shift[::-1], strict=True
-    ):  # F.pad begins with the last axis
+    axes = zip(a.size, b.size, shift, strict=True)
+    for n, m, s in reversed(list(axes)):  # F.pad begins with the last
         end = max(n, s + m)
         padding[0].extend((max(-s, 0), end - n))
         padding[1].extend((max(s, 0), end - s - m))

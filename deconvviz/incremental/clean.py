@@ -14,7 +14,7 @@ from torch.func import vmap
 from deconvviz.incremental.crops import CleanValue
 from deconvviz.incremental.kernels import Kernel, filtering, product
 from deconvviz.rules import EXACT
-from deconvviz.rules.linear import each
+from deconvviz.rules.linear import each, filter_arguments
 from deconvviz.tape import Slot, Step, Tape, flatten
 
 if TYPE_CHECKING:
@@ -53,19 +53,14 @@ class CleanPass:
     def kernel(self, step: Step) -> Kernel:
         """A recorded convolution, without its padding, or a linear step; made ready once."""
         if id(step) not in self._kernels:
-            weight, bias = step.argument(1, "weight"), step.argument(2, "bias")
+            bias, autocast = step.argument(2, "bias"), self.tape.autocast
             if step.operation == "linear":
-                self._kernels[id(step)] = product(weight, bias, self.tape.autocast)
+                kernel = product(step.argument(1, "weight"), bias, autocast)
             else:
-                n = weight.dim() - 2
-                stride, dilation = (
-                    each(step.argument(3, "stride", 1), n),
-                    each(step.argument(5, "dilation", 1), n),
-                )
-                groups = step.argument(6, "groups", 1)
-                self._kernels[id(step)] = filtering(
-                    weight, bias, stride, dilation, groups, self.tape.autocast
-                )
+                weight, stride, _, dilation, groups = filter_arguments(*step.arguments, **step.keywords)
+                stride, dilation = (each(item, weight.dim() - 2) for item in (stride, dilation))
+                kernel = filtering(weight, bias, stride, dilation, groups, autocast)
+            self._kernels[id(step)] = kernel
         return self._kernels[id(step)]
 
     def _run(self, image: Tensor) -> dict[int, Tensor]:
@@ -109,8 +104,10 @@ def _kernel_pads(step: Step) -> list[int] | None:
         return None
     if step.operation == "linear":
         return []
-    padding = step.argument(4, "padding", 0)
-    if step.operation != "conv2d" or isinstance(padding, str):
+    if step.operation != "conv2d":
+        return None
+    _, _, padding, _, _ = filter_arguments(*step.arguments, **step.keywords)
+    if isinstance(padding, str):
         return None
     y, x = each(padding, 2)
     return [x, x, y, y]

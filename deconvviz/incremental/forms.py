@@ -19,7 +19,7 @@ from deconvviz.incremental.crops import along, from_rows, to_rows
 from deconvviz.incremental.pools import adaptive, average_pooled, averaged, max_pooled
 from deconvviz.incremental.regions import Boxes, Region, union
 from deconvviz.incremental.work import Form, Work, first_alone, trailing
-from deconvviz.rules.linear import each
+from deconvviz.rules.linear import each, filter_arguments
 from deconvviz.tape import Slot, Step, flatten
 
 if TYPE_CHECKING:
@@ -28,12 +28,9 @@ if TYPE_CHECKING:
 
 def filtered(plan: Group, step: Step) -> Work | None:
     """A convolution, from the boxes it reads, padding included."""
-    region, weight = plan.region(step.inputs[0]), step.argument(1, "weight")
+    region = plan.region(step.inputs[0])
+    weight, stride, padding, dilation, _ = filter_arguments(*step.arguments, **step.keywords)
     n = weight.dim() - 2
-    stride, padding, dilation = (
-        step.argument(3 + i, name, default)
-        for i, (name, default) in enumerate((("stride", 1), ("padding", 0), ("dilation", 1)))
-    )
     if not first_alone(step) or not trailing(region, n):
         return None
     stride, dilation = each(stride, n), each(dilation, n)

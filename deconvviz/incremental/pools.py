@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deconvviz.incremental.work import Work, trailing
 from deconvviz.rules.linear import each
-from deconvviz.rules.maxima import pool_arguments
+from deconvviz.rules.maxima import average_arguments, pool_arguments
 from deconvviz.tape import Step
 
 if TYPE_CHECKING:
@@ -39,15 +39,10 @@ def max_pooled(plan: Group, step: Step) -> Work | None:
     return Work([out], run)
 
 
-def _average(input: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
-             count_include_pad: bool = True, divisor_override: Any = None) -> tuple[Any, ...]:  # fmt: skip
-    return kernel_size, stride or kernel_size, padding, count_include_pad, divisor_override
-
-
 def average_pooled(plan: Group, step: Step) -> Work | None:
     """An average pool: a sum over the zero-padded window, divided by what PyTorch divides by at that place."""
     n = int(step.operation[-2])
-    *sizes, padded, divisor = _average(*step.arguments, **step.keywords)
+    *sizes, _, padded, divisor = average_arguments(*step.arguments, **step.keywords)
     kernel, stride, padding = (each(item, n) for item in sizes)
     return _averaged(plan, step, kernel, stride, padding, padded, divisor)
 

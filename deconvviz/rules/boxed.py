@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deconvviz.boxes import Boxed
 from deconvviz.rules.linear import each, filter_arguments, transposed_filter
-from deconvviz.rules.maxima import pool_arguments
+from deconvviz.rules.maxima import average_arguments, pool_arguments
 from deconvviz.rules.rule import Context
 from deconvviz.switches import Switches, unpool
 from deconvviz.tape import Slot, Step
@@ -66,15 +66,14 @@ def add(step: Step, signals: Boxes, context: Context) -> Boxes | None:
 def joined(step: Step, signals: Boxes, context: Context) -> Boxes | None:
     """Channels that were put side by side take their parts of the signal."""
     (signal,) = signals
-    if signal is None or step.argument(1, "dim", 0) != 1 or not _all_given(step):
-        return None
+    if (
+        signal is None
+        or step.argument(1, "dim", 0) != 1
+        or len(step.argument(0, "tensors")) != len(step.inputs)
+    ):
+        return None  # a constant among them has a part too
     parts = signal.content.split([context.values[i].shape[1] for i in step.inputs], 2)
     return [signal.holding(part) for part in parts]
-
-
-def _all_given(step: Step) -> bool:
-    """Whether a join's parts are the step's inputs, in order."""
-    return list(step.argument(0, "tensors")) == [Slot(k) for k in range(len(step.inputs))]
 
 
 def filter_back(step: Step, signals: Boxes, context: Context) -> Boxes | None:
@@ -93,13 +92,9 @@ def average_back(step: Step, signals: Boxes, context: Context) -> Boxes | None:
     """Each average spread over its window, if all windows count alike: a filter of equal weights."""
     (signal,) = signals
     spatial = int(step.operation[-2])
-    kernel, stride, padding, ceil_mode, count_padding, divisor = (
-        step.argument(1 + i, name, default)
-        for i, (name, default) in enumerate(
-            (("kernel_size", None), ("stride", None), ("padding", 0), ("ceil_mode", False),
-             ("count_include_pad", True), ("divisor_override", None))
-        )
-    )  # fmt: skip
+    kernel, stride, padding, ceil_mode, count_padding, divisor = average_arguments(
+        *step.arguments, **step.keywords
+    )
     space = tuple(context.values[step.inputs[0]].shape[2:])
     padded = any(each(padding, spatial))
     if signal is None or len(space) != spatial or ceil_mode or (padded and not count_padding) or divisor:
@@ -107,23 +102,26 @@ def average_back(step: Step, signals: Boxes, context: Context) -> Boxes | None:
     sizes = each(kernel, spatial)
     weight = signal.content.new_ones((signal.content.shape[2], 1, *sizes))
     weight /= weight[0].numel()
-    return [_through(signal, weight, stride or sizes, padding, 1, len(weight), space)]
+    return [_through(signal, weight, stride, padding, 1, len(weight), space)]
 
 
 def _through(signal: Boxed, weight: Tensor, stride: object, padding: object, dilation: object, groups: int,
              space: tuple[int, ...]) -> Boxed:  # fmt: skip
     """The signal at a filter's input."""
     steps, pads, gaps = (each(item, len(space)) for item in (stride, padding, dilation))
-    geometry = zip(signal.size, weight.shape[2:], steps, gaps, strict=True)
-    size = [(n - 1) * s + (k - 1) * d + 1 for n, k, s, d in geometry]
+    firsts, size = _before(signal, weight.shape[2:], steps, pads, gaps)
     shape = (weight.shape[1] * groups, *size)
     content = transposed_filter(signal.content, weight, shape, steps, [0] * len(space), gaps, groups)
-    return Boxed(content, _before(signal.firsts, steps, pads), space).inside()
+    return Boxed(content, firsts, space).inside()
 
 
-def _before(firsts: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
-    """Where boxes start before windows, from where they start after them."""
-    return firsts * torch.tensor(stride).view(-1, 1, 1) - torch.tensor(padding).view(-1, 1, 1)
+def _before(signal: Boxed, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+            dilation: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:  # fmt: skip
+    """Where boxes start before windows, and their size there."""
+    geometry = zip(signal.size, kernel, stride, dilation, strict=True)
+    size = tuple((n - 1) * s + (k - 1) * d + 1 for n, k, s, d in geometry)
+    columns = [torch.tensor(item).view(-1, 1, 1) for item in (stride, padding)]
+    return signal.firsts * columns[0] - columns[1], size
 
 
 def unpool_by_switches(step: Step, signals: Boxes, context: Context) -> Boxes | None:
@@ -136,8 +134,7 @@ def unpool_by_switches(step: Step, signals: Boxes, context: Context) -> Boxes | 
         return None  # of windows that overwrite each other, those outside the box count too
     _, stride, padding, _, _ = pool_arguments(*step.arguments, **step.keywords)
     steps, pads = each(stride, spatial), each(padding, spatial)
-    geometry = zip(signal.size, windows.kernel, steps, windows.dilation, strict=True)
-    size = tuple((n - 1) * s + (k - 1) * d + 1 for n, k, s, d in geometry)
+    firsts, size = _before(signal, windows.kernel, steps, pads, windows.dilation)
     indices = windows.decode_part(signal.part_of(switches.places), steps, size)
     if indices is None:
         return None
@@ -146,4 +143,4 @@ def unpool_by_switches(step: Step, signals: Boxes, context: Context) -> Boxes | 
         content = unpool(signal.content, indices[0], size)
     else:
         content = unpool(signal.content[None], indices, size)[0]
-    return [Boxed(content, _before(signal.firsts, steps, pads), windows.size)]
+    return [Boxed(content, firsts, windows.size)]

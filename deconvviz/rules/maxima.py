@@ -21,6 +21,12 @@ def pool_arguments(input: Any, kernel_size: Any, stride: Any = None, padding: An
     return kernel_size, stride or kernel_size, padding, dilation, ceil_mode
 
 
+def average_arguments(input: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
+                      count_include_pad: bool = True, divisor_override: Any = None) -> tuple[Any, ...]:  # fmt: skip
+    """The same of an average pool, and whether padding counts and what it divides by."""
+    return kernel_size, stride or kernel_size, padding, ceil_mode, count_include_pad, divisor_override
+
+
 def observe_pool(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], run: Run) -> Any:
     """Pool with PyTorch's own indices, so that the output keeps its bits, and keep them as switches."""
     name = step.operation.removesuffix("_with_indices")
