@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-
 import numpy as np
 import pytest
 import torch
@@ -36,10 +34,6 @@ def planted() -> tuple[nn.Sequential, Tensor, dict[str, Tensor]]:
         model[0].weight.normal_(generator=generator)
         model[0].weight[:8] = eye + 0.3 * torch.randn(8, 3, EYE, EYE, generator=generator)
     return model, images, {"eye": torch.tensor(boxes)}
-
-
-def test_the_module_example_runs() -> None:
-    assert doctest.testmod(correspondence_module).failed == 0
 
 
 def test_a_shared_part_is_treated_more_alike_than_random_ones() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import doctest
 import math
 
 import numpy as np
@@ -15,7 +14,6 @@ from PIL import Image
 from torch import Tensor, nn
 from trained_like import as_if_trained, pictures
 
-from deconvviz import diagnostics, spectrum
 from deconvviz.cli import main
 from deconvviz.diagnosis_result import FLAGS, Diagnosis
 from deconvviz.diagnostics import clip_filter_rms, diagnose
@@ -59,11 +57,6 @@ def flags(diagnosis: Diagnosis) -> dict[tuple[str, int], tuple[str, ...]]:
 @pytest.fixture
 def images() -> Tensor:
     return pictures(20, 48, torch.float32)
-
-
-@pytest.mark.parametrize("module", [diagnostics, spectrum])
-def test_the_module_example_runs(module) -> None:
-    assert doctest.testmod(module).failed == 0
 
 
 @pytest.mark.parametrize("with_data", [False, True])

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import doctest
-
 import pytest
 import torch
 from conftest import build
 from torch import Tensor, nn
 from trained_like import pictures, trained_like
 
-from deconvviz import evidence as evidence_module
 from deconvviz.errors import InvalidInput, LayerNotRun, TargetOutOfRange, UnknownLayer
 from deconvviz.evidence import evidence
 
@@ -26,10 +23,6 @@ def linear_head() -> nn.Sequential:
 @pytest.fixture
 def image() -> Tensor:
     return torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(0)).double()
-
-
-def test_the_module_example_runs() -> None:
-    assert doctest.testmod(evidence_module).failed == 0
 
 
 def test_average_and_linear_layer_by_hand(image) -> None:

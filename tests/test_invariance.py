@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import math
 
 import pytest
@@ -12,8 +11,6 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import rotate
 
-from deconvviz import features as features_module
-from deconvviz import invariance as invariance_module
 from deconvviz.errors import InvalidInput, LayerNotRun, TargetOutOfRange, UnknownLayer, UnsupportedModel
 from deconvviz.features import features
 from deconvviz.images import load_picture, to_input
@@ -43,11 +40,6 @@ def periodic(stride: int = 1) -> nn.Sequential:
 @pytest.fixture
 def images() -> Tensor:
     return torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).double()
-
-
-@pytest.mark.parametrize("module", [features_module, invariance_module])
-def test_the_module_example_runs(module) -> None:
-    assert doctest.testmod(module).failed == 0
 
 
 def test_maps_shift_and_their_sums_do_not(images) -> None:

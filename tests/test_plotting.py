@@ -1,6 +1,5 @@
 """Panels: what each cell shows and says, and that matplotlib's global state is left alone."""
 
-import doctest
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from deconvviz import plotting
 from deconvviz.errors import InvalidInput, PictureError
 from deconvviz.images import display_scale, displayable, load_picture, to_pixels
 from deconvviz.plotting import comparison_panel, panel, save_figure
@@ -39,10 +37,6 @@ def comparison(label="features.10 map 42"):
 def shown(axes):
     """The pixels in a cell, or None."""
     return axes.images[0].get_array() if axes.images else None
-
-
-def test_the_module_example_runs():
-    assert doctest.testmod(plotting).failed == 0
 
 
 def test_cells_titles_labels_and_scales():
