@@ -59,21 +59,21 @@ class Windows:
         modulus, _ = self._code
         if modulus == 256:  # as bytes wrap around
             places = indices.to(torch.uint8)
-            for first in self._first(indices.device, modulus):
+            for first in _firsts(self, indices.device, modulus):
                 places -= first
             return places
-        distances = indices - sum(self._first(indices.device))
+        distances = indices - sum(_firsts(self, indices.device))
         return distances.to(torch.int32) if modulus is None else distances.remainder(modulus).to(torch.uint8)
 
     def decode(self, places: Tensor) -> Tensor:
         """The inverse of :meth:`encode`: flat input indices, int64."""
         modulus, distances = self._code
         if modulus is None:
-            return places + sum(self._first(places.device))
+            return places + sum(_firsts(self, places.device))
         table = torch.zeros(modulus, dtype=torch.long)
         for place, distance in distances.items():
             table[place] = distance
-        return table.to(places.device)[places.long()] + sum(self._first(places.device))
+        return table.to(places.device)[places.long()] + sum(_firsts(self, places.device))
 
     def decode_part(self, places: Tensor, stride: Sequence[int], size: Sequence[int]) -> Tensor | None:
         """Places (..., *cells) of neighbouring windows, ``stride`` apart, to flat indices in the part (..., *size)
@@ -86,7 +86,7 @@ class Windows:
         table = torch.zeros(modulus, dtype=torch.long)
         for within in itertools.product(*map(range, self.kernel)):
             steps = [i * dilation for i, dilation in zip(within, self.dilation, strict=True)]
-            distance = sum(map(operator.mul, steps, self._widths))
+            distance = sum(map(operator.mul, steps, self.widths))
             table[distance % modulus] = sum(map(operator.mul, steps, widths))
         starts = [
             torch.arange(n) * s * w
@@ -99,7 +99,7 @@ class Windows:
     def _code(self) -> tuple[int | None, dict[int, int]]:
         """The modulus under which a window's distances all differ, if a byte holds it, and each one's rest."""
         if math.prod(self.kernel) <= 256:
-            steps = zip(self.kernel, self.dilation, self._widths, strict=True)
+            steps = zip(self.kernel, self.dilation, self.widths, strict=True)
             offsets = [
                 range(0, kernel * dilation * width, dilation * width) for kernel, dilation, width in steps
             ]
@@ -111,19 +111,9 @@ class Windows:
         return None, {}
 
     @property
-    def _widths(self) -> list[int]:
+    def widths(self) -> list[int]:
         """How far apart neighbours along each dimension lie in the flattened map."""
         return [math.prod(self.size[axis + 1 :]) for axis in range(len(self.size))]
-
-    def _first(self, device: torch.device, byte: int | None = None) -> list[Tensor]:
-        """What each dimension adds to the index of a window's first place, shaped to broadcast over (*output)."""
-        dtype = torch.long if byte is None else torch.uint8
-        return [
-            torch.tensor([start * width % byte if byte else start * width for start in starts], dtype=dtype)
-            .to(device)
-            .view(-1, *[1] * (len(self.size) - 1 - axis))
-            for axis, (starts, width) in enumerate(zip(self.starts, self._widths, strict=True))
-        ]
 
     @functools.cached_property
     def empty(self) -> bool:
@@ -134,6 +124,20 @@ class Windows:
             for starts, kernel, dilation, size in axes
             for start in starts
         )
+
+
+@functools.lru_cache(maxsize=256)
+def _firsts(windows: Windows, device: torch.device, byte: int | None = None) -> list[Tensor]:
+    """What each dimension adds to the index of a window's first place, shaped to broadcast over (*output)."""
+    dtype = torch.long if byte is None else torch.uint8
+    widths = windows.widths
+    with torch.inference_mode(False):
+        return [
+            torch.tensor([start * width % byte if byte else start * width for start in starts], dtype=dtype)
+            .to(device)
+            .view(-1, *[1] * (len(widths) - 1 - axis))
+            for axis, (starts, width) in enumerate(zip(windows.starts, widths, strict=True))
+        ]
 
 
 @dataclass(frozen=True, slots=True)

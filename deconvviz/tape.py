@@ -9,7 +9,7 @@ numbered *values* (those tensors). It holds shapes, constants by reference and w
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -202,9 +202,14 @@ def flatten(item: Any) -> list[Tensor]:
     """The tensors of a nest of tuples, lists and dicts (dataclass-like outputs included), in order."""
     if isinstance(item, Tensor):
         return [item]
-    parts: Iterable[Any] = ()
     if isinstance(item, dict):
-        parts = item.values()
-    elif isinstance(item, (list, tuple)):
-        parts = item
-    return [tensor for part in parts for tensor in flatten(part)]
+        item = item.values()
+    elif not isinstance(item, (list, tuple)):
+        return []
+    found: list[Tensor] = []
+    for part in item:  # most nests are one deep
+        if isinstance(part, Tensor):
+            found.append(part)
+        elif part is not None:
+            found += flatten(part)
+    return found

@@ -20,12 +20,14 @@ class Memory:
         self._marks: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._at: dict[int, set[int]] = {}
         """For each address of memory, the tensors met there, some of them perhaps dead."""
+        self._new: list[int] = []
+        """Those whose address nobody asked for yet: most die before a write does."""
         self._constants: dict[int, list[Tensor]] = {}
 
     def know(self, tensor: Tensor, mark: int) -> None:
         """Remember a tensor by its mark."""
         self._marks[id(tensor)] = (weakref.ref(tensor), mark)
-        self._at.setdefault(address(tensor), set()).add(id(tensor))
+        self._new.append(id(tensor))
 
     def mark(self, tensor: Tensor) -> int | None:
         """The mark of a tensor; ``None`` if it is new."""
@@ -45,6 +47,11 @@ class Memory:
 
     def sharing(self, target: Tensor) -> list[tuple[Tensor, Tensor | None]]:
         """The other live tensors on ``target``'s memory, untracked ones with a copy from before a write."""
+        for key in self._new:
+            tensor = self._marks[key][0]()
+            if tensor is not None:
+                self._at.setdefault(address(tensor), set()).add(key)
+        self._new.clear()
         memory = address(target) if target.numel() else 0
         found: list[tuple[Tensor, Tensor | None]] = []
         for key in sorted(self._at.get(memory, ())) if memory else ():
@@ -61,12 +68,13 @@ class Memory:
         memory = address(target)
         for constant in self._constants.pop(memory, ()):
             constant.data = constant.clone()
-        return tuple(t.detach().clone() if address(t) == memory else t for t in tensors)
+        return tuple([t.detach().clone() if address(t) == memory else t for t in tensors])
 
     def clear(self) -> None:
         """Forget all tensors."""
         self._marks.clear()
         self._at.clear()
+        self._new.clear()
 
 
 def address(tensor: Tensor) -> int:

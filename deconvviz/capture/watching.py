@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from deconvviz.capture.as_found import left_as_found
-from deconvviz.capture.memory import CONSTANT, DERIVED, Memory, write_through, written_from
+from deconvviz.capture.memory import CONSTANT
 from deconvviz.capture.operations import (
     DETACHED,
     FRESH,
@@ -25,11 +23,9 @@ from deconvviz.capture.operations import (
     written,
 )
 from deconvviz.capture.places import Place, Places
-from deconvviz.errors import NoForwardPass, OperationFailed
-from deconvviz.rules import GATES, HIDDEN_CODE, KEEPS_GATES, PLAIN_GRADIENT, UNSUPPORTED, rule_of
-from deconvviz.tape import Call, Slot, Step, Tape, Value, flatten
-
-PLAIN = frozenset((int, float, bool, str, type(None)))
+from deconvviz.capture.writing import TapeWriter
+from deconvviz.errors import OperationFailed
+from deconvviz.tape import Call, Step, Tape, flatten
 
 REJECTIONS = (RuntimeError, IndexError, TypeError, ValueError, AssertionError)
 """What PyTorch raises when it is given what it can't take."""
@@ -62,14 +58,10 @@ class Capture(TorchFunctionMode, Places):
     ) -> None:
         TorchFunctionMode.__init__(self)
         Places.__init__(self)
-        self.tape = Tape()
         self.output: Any = None
-        self._memory = Memory()
-        self._model, self._inputs, self._layer = model, inputs, layer
-        self._gradient, self.own = gradient, own
-        self._parameters: set[int] = set()
-        self._held: set[int] | None = None
-        """Once content went out to NumPy: what the model held by then, so what is not it come back."""
+        self._writer = TapeWriter(model, gradient)
+        self.tape = self._writer.tape
+        self._model, self._inputs, self._layer, self.own = model, inputs, layer, own
         self.failed: tuple[Exception, str] | None = None
         self.abandoned = False
 
@@ -87,14 +79,13 @@ class Capture(TorchFunctionMode, Places):
             for mode in reversed(above):
                 _push_mode(mode)
         self.unhook()
-        self._memory.clear()
+        self._writer.memory.clear()
 
     def begin(self, arguments: Any) -> None:
         """Track the input tensors, before the mode is on."""
         tensors = flatten(arguments) if self._inputs is None else self._inputs
         tensors = [tensor for tensor in tensors if tensor.is_floating_point()]
-        self.tape.inputs = [self._track(tensor) for tensor in tensors]
-        self.tape.tensors = tuple(tensors)
+        self._writer.begin(tensors)
         if self._inputs is None:
             self.tape.listed = any(isinstance(item, list) for item in arguments[0])
         if tensors and torch.is_autocast_enabled(tensors[0].device.type):
@@ -127,12 +118,12 @@ class Capture(TorchFunctionMode, Places):
 
     def left(self, place: Place, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Write down a module's call, and stop at the chosen layer's."""
-        value = self._memory.value
+        value = self._writer.memory.value
         given = flatten(args) + flatten(kwargs) if kwargs else flatten(args)
         inputs, tensors = tuple(map(value, given)), flatten(output)
         outputs = tuple(map(value, tensors))
         if None in outputs:
-            self._unseen(place, module, tensors, [i for i in inputs if i is not None])
+            self._writer.unseen(place, module, tensors, [i for i in inputs if i is not None])
             outputs = tuple(map(value, tensors))
         self.tape.calls.append(Call(*place, inputs, outputs))
         if self._layer is None:
@@ -142,18 +133,6 @@ class Capture(TorchFunctionMode, Places):
             raise _Stop
         if self._layer == (place[0], None):
             self.output = [tensor.detach().clone() for tensor in tensors]
-
-    def _unseen(self, place: Place, module: nn.Module, outputs: Sequence[Tensor], sources: list[int]) -> None:
-        """Write down that a module's outputs that no operation gave, nor it holds, come from its inputs."""
-        held = {id(tensor) for tensor in flatten(vars(module))}
-        if self._held is not None:
-            held, sources = held & self._held, sources or self.tape.inputs
-        for tensor in outputs:
-            if tensor.is_floating_point() and self._memory.mark(tensor) is None:
-                if id(tensor) in held or not sources:
-                    self._memory.know(tensor, CONSTANT)
-                else:
-                    self._hidden(tensor, place, sources)
 
     # ── what: operations ─────────────────────────────────────────────────────────────────────────────
 
@@ -174,9 +153,9 @@ class Capture(TorchFunctionMode, Places):
             raise
 
     def _observe(self, operation: str, function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        memory = self._memory
+        writer, memory, place = self._writer, self._writer.memory, self.place
         if operation == "set_data":  # x.data = y: from here on x is y
-            self._preserve(args[0])
+            writer.preserve(args[0])
             mark = memory.mark(args[1])
             memory.know(args[0], CONSTANT if mark is None else mark)
             return function(*args)
@@ -184,57 +163,39 @@ class Capture(TorchFunctionMode, Places):
         aliases: list[tuple[Tensor, Tensor | None]] = []
         if target is not None:
             aliases = memory.sharing(target)
-            self._preserve(target)
+            writer.preserve(target)
             for alias, before in aliases:
                 if before is None and memory.value(target) is None and where is not None:  # written via .data
-                    self._overwrite(target, target.detach().clone(), alias)
+                    writer.overwrite(place, target, target.detach().clone(), alias)
         if operation in LIKE:
             args = (*args[:1], *map(outline, args[1:]))
             kwargs = {name: outline(item) for name, item in kwargs.items()}
-        tensors: list[Tensor] = []
-        values: list[int] = []
-        marks: set[int] = set()
-        arguments = tuple(
-            [item if type(item) in PLAIN else self._bind(item, tensors, values, marks) for item in args]
-        )
-        keywords = {
-            name: item if type(item) in PLAIN else self._bind(item, tensors, values, marks)
-            for name, item in kwargs.items()
-            if name != "out"
-        }
-        if operation in TO_NUMPY and self._held is None and (values or DERIVED in marks):
-            self._held = {id(t) for module in self._model.modules() for t in flatten(vars(module))}
+        arguments, keywords, tensors, values, derived = writer.bound(place, args, kwargs)
+        depends = bool(values or derived)
+        if operation in TO_NUMPY and depends:
+            writer.content_goes_out()
         if not values or operation in DETACHED or operation in FRESH or operation in TO_NUMPY:
             output = function(*args, **kwargs)
             for tensor in flatten((args, kwargs)):
                 if memory.mark(tensor) is None:  # a write to a view of it is to be noticed
                     memory.know(tensor, CONSTANT)
-            self._untracked(output, args, target, operation in DETACHED or DERIVED in marks)
+            writer.untracked(place, output, args, target, operation in DETACHED or derived)
         else:
             if target is not None and where is not None and memory.value(target) is None:
                 arguments, keywords = replaced(arguments, keywords, where, target.detach().clone())
-            step = self._step(operation, function, arguments, keywords, tuple(values), DERIVED in marks)
+            step = writer.step(place, operation, function, arguments, keywords, tuple(values), derived)
             output = self._run(step, tensors, args, kwargs)
             outputs = flatten(target if operation == "setitem" else output)
             if target is not None and (not outputs or outputs[0] is not target):
                 target = None
             step.written = where if target is not None else None
-            self._record(step, outputs)
-        if (values or DERIVED in marks) and target is None and not flatten(output):
+            writer.record(step, outputs)
+        if depends and target is None and not isinstance(output, Tensor) and not flatten(output):
             self.tape.content_read = True
         if target is not None:
             for alias, before in aliases:
-                self._overwrite(alias, before, target)
+                writer.overwrite(place, alias, before, target)
         return output
-
-    def _untracked(self, output: Any, args: Any, target: Tensor | None, derived: bool) -> None:
-        """Mark what an operation that carries no signal gave."""
-        returned = self._held is not None and any(isinstance(item, np.ndarray) for item in args)
-        for tensor in flatten(output if target is None else (output, target)):
-            if returned and tensor.is_floating_point():
-                self._hidden(tensor, self.place, self.tape.inputs)
-            elif self._memory.value(tensor) is None or tensor is target:
-                self._memory.know(tensor, DERIVED if derived else CONSTANT)
 
     def _run(self, step: Step, tensors: Sequence[Tensor], args: Any, kwargs: dict[str, Any]) -> Any:
         """What the operation gives; the step's rule keeps what it needs."""
@@ -247,111 +208,6 @@ class Capture(TorchFunctionMode, Places):
                 place = f"layer {step.module!r}" if step.module else "the model"
                 self.failed = error, f"{place} failed at {step.operation} on {_outlines(tensors)}"
             raise
-
-    def _step(
-        self, operation: str, function: Any, arguments: Any, keywords: Any, values: Any, derived: bool
-    ) -> Step:
-        rule = rule_of(operation)
-        step = Step(*self.place, operation, function, arguments, keywords, values, (), rule, rule.kind)
-        step.derived = derived
-        if rule.classify is not None:
-            step.kind = rule.classify(step, self.tape.values)
-        if step.kind == UNSUPPORTED and self._gradient:
-            step.rule, step.kind = PLAIN_GRADIENT, PLAIN_GRADIENT.kind
-        return step
-
-    def _record(self, step: Step, outputs: Sequence[Tensor]) -> None:
-        """Number a step's outputs, which are now known, and append it if any carries a signal."""
-        gate = None
-        if step.operation in GATES:
-            gate = len(self.tape.steps)
-        elif step.rule.back in KEEPS_GATES:
-            gates = [self.tape.values[value].gate for value in step.inputs]
-            gate = None if None in gates else gates[0]
-        numbers: list[int | None] = []
-        for tensor in outputs:
-            if tensor.is_floating_point():
-                numbers.append(self._track(tensor, gate))
-            else:
-                numbers.append(None)
-                self._memory.know(tensor, DERIVED)
-        step.outputs = tuple(numbers)
-        if any(number is not None for number in numbers):
-            self.tape.steps.append(step)
-
-    def _track(self, tensor: Tensor, gate: int | None = None) -> int:
-        """Give a tensor the next number of a value."""
-        number = len(self.tape.values)
-        self.tape.values.append(Value(tensor.shape, tensor.stride(), tensor.dtype, gate))
-        self._memory.know(tensor, number)
-        return number
-
-    def _hidden(self, tensor: Tensor, place: Place, sources: Sequence[int]) -> None:
-        """Write down that ``tensor`` comes from ``sources`` by what no operation shows."""
-        slots, rule = tuple(map(Slot, range(len(sources)))), rule_of(HIDDEN_CODE)
-        step = Step(*place, HIDDEN_CODE, _not_seen, slots, {}, tuple(sources), (), rule, rule.kind)
-        self._record(step, [tensor])
-
-    def _bind(self, item: Any, tensors: list[Tensor], values: list[int], marks: set[int]) -> Any:
-        """``item`` with a slot for each tracked tensor; constants stay, by reference."""
-        if isinstance(item, Tensor):
-            mark = self._memory.mark(item)
-            parameter = type(item) is nn.Parameter or isinstance(item, nn.Parameter)  # the first is faster
-            if mark is None and self._held is not None and not parameter:
-                mark = self._returned(item)
-            if mark is not None:
-                if mark >= 0:
-                    tensors.append(item)
-                    values.append(mark)
-                    return Slot(len(values) - 1)
-                marks.add(mark)
-            if parameter:
-                if id(item) not in self._parameters and not item.is_inference():
-                    self._parameters.add(id(item))
-                    self.tape.versions.append((item, item._version))
-                return item
-            if item.is_inference():  # autograd would refuse to keep it for the adjoint
-                with torch.inference_mode(False):
-                    return item.clone()
-            return self._memory.constant(item)
-        if isinstance(item, (list, tuple)) and not PLAIN.issuperset(map(type, item)):
-            parts = [self._bind(part, tensors, values, marks) for part in item]
-            return parts if isinstance(item, list) else tuple(parts)
-        return item
-
-    def _returned(self, tensor: Tensor) -> int | None:
-        """The value of a tensor that no operation gave, after content went out to NumPy."""
-        if tensor.is_floating_point() and self._held is not None and id(tensor) not in self._held:
-            self._hidden(tensor, self.place, self.tape.inputs)
-        return self._memory.value(tensor)
-
-    # ── writes through shared memory ─────────────────────────────────────────────────────────────────
-
-    def _preserve(self, target: Tensor) -> None:
-        """Before ``target`` is written to: copies of the tape's inputs and constants on the same memory."""
-        self.tape.tensors = self._memory.preserve(target, self.tape.tensors)
-
-    def _overwrite(self, alias: Tensor, before: Tensor | None, target: Tensor) -> None:
-        """Write down that ``alias`` changed where ``target``, on the same memory, was written to."""
-        new, old = self._memory.value(target), self._memory.value(alias)
-        inputs = tuple(value for value in (new, old) if value is not None)
-        size = alias.untyped_storage().nbytes() // alias.element_size()
-        geometries = [(tuple(t.shape), t.stride(), t.storage_offset()) for t in (target, alias)]
-        if not inputs or bool((written_from(geometries, size, alias.device) < 0).all()):
-            return
-        arguments = (
-            target.detach().clone() if new is None else Slot(0),
-            before if old is None else Slot(len(inputs) - 1),
-        )
-        function = functools.partial(write_through, geometries, size)
-        self._record(self._step("overwrite", function, arguments, {}, inputs, False), [alias])
-
-
-def _not_seen(*inputs: Tensor) -> Any:
-    raise NoForwardPass(
-        "a layer hides its operations (numpy, or code that is not PyTorch's), so what follows it can't be "
-        "computed from the recorded pass: choose a layer before it"
-    )
 
 
 def _outlines(tensors: Sequence[Tensor]) -> str:

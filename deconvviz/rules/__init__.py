@@ -148,7 +148,7 @@ RULES: dict[str, Rule] = {name: rule for names, rule in _ROWS for name in names.
 
 GATES = frozenset(("sigmoid", "hardsigmoid", "softmax", "special_expit"))
 """Operations whose output, multiplied by a map, is a gate."""
-KEEPS_GATES = (linear.adjoint, linear.add_back, linear.identity, gates.pass_gate)
+KEEPS_GATES = frozenset((linear.adjoint, linear.add_back, linear.identity, gates.pass_gate))
 """Ways back of the operations that a gate survives: it is reshaped or scaled, and still one."""
 
 HIDDEN_CODE = "hidden code"
