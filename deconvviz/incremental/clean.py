@@ -38,7 +38,7 @@ class CleanPass:
         self.contents = self._run(tape.tensors[0])
         self._values: dict[tuple[int, tuple[int, ...]], CleanValue] = {}
         self._kernels: dict[int, Kernel] = {}
-        self.wholes = [whole(self, step) for step in self.steps]
+        self._wholes: dict[tuple[int, bool], Callable[[Batch], Any]] = {}
 
     def shape(self, value: int | None) -> tuple[int, ...]:
         """A value's shape."""
@@ -63,6 +63,12 @@ class CleanPass:
             self._kernels[id(step)] = kernel
         return self._kernels[id(step)]
 
+    def whole(self, i: int, in_place: bool) -> Callable[[Batch], Any]:
+        """What computes step ``i`` on whole values; ``in_place`` as it was recorded, else in new memory."""
+        if (i, in_place) not in self._wholes:
+            self._wholes[i, in_place] = whole(self, self.steps[i], in_place)
+        return self._wholes[i, in_place]
+
     def _run(self, image: Tensor) -> dict[int, Tensor]:
         """Every value of the pass, channels_last where it can be."""
         contents = {self.input: channels_last(image)}
@@ -73,7 +79,7 @@ class CleanPass:
         return contents
 
 
-def whole(clean: CleanPass, step: Step) -> Callable[[Batch], Any]:
+def whole(clean: CleanPass, step: Step, in_place: bool = False) -> Callable[[Batch], Any]:
     """Compute a step on whole values: as it was recorded if it treats axis 0 as a batch, else one by one."""
     shapes = [clean.shape(value) for value in (*step.inputs, *step.outputs)]
     batched = all(shape and shape[0] == 1 for shape in shapes) and _keeps_batch(step, shapes)
@@ -85,6 +91,9 @@ def whole(clean: CleanPass, step: Step) -> Callable[[Batch], Any]:
         tensors = [batch.whole(value) for value in step.inputs]
         if pads is not None:
             return clean.kernel(step)(F.pad(tensors[0], pads) if any(pads) else tensors[0])
+        if batched and in_place:
+            arguments, keywords = step.filled(tensors)
+            return step.function(*arguments, **keywords)
         if batched:
             return step.rerun(*tensors)
         single = [t if lack else t.unsqueeze(1) for t, lack in zip(tensors, lacking, strict=False)]
@@ -96,6 +105,12 @@ def whole(clean: CleanPass, step: Step) -> Callable[[Batch], Any]:
         return [o if lack else o.squeeze(1) for o, lack in zip(outputs, lacking[inputs:], strict=False)]
 
     return run
+
+
+ALLOCATES = frozenset(f"{name}{n}d" for name in ("conv", "max_pool", "avg_pool") for n in (1, 2, 3)) | {
+    "linear", "batch_norm", "cat", "add", "relu", "relu6", "hardswish", "silu", "clamp", "hardtanh"
+}  # fmt: skip
+"""Operations that give new tensors on whole values, or what they may overwrite."""
 
 
 def _kernel_pads(step: Step) -> list[int] | None:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deconvviz.incremental.clean import CleanPass, channels_last
+from deconvviz.incremental.clean import ALLOCATES, CleanPass, channels_last
 from deconvviz.incremental.crops import clean_boxes, read
 from deconvviz.incremental.forms import FORMS
 from deconvviz.incremental.regions import Boxes, Firsts, Region
@@ -21,6 +21,9 @@ DENSE_FROM = 0.95
 """The coverage from which a value is computed whole: gathering then costs more than it saves."""
 GROUP = {"cpu": 32}
 """Most windows whose boxes have one size (256 on an accelerator): more of them leave the processor's caches."""
+
+CACHED, FEWEST = 16_000_000, 8
+"""Bytes of one value of the windows that go on whole together, and their number at least, on a CPU."""
 
 
 class Plan:
@@ -59,12 +62,12 @@ class Plan:
         self.groups = [Group(clean, part, size) for part in parts]
         self.cost = sum(group.cost * part.shape[1] for group, part in zip(self.groups, parts, strict=True))
         self.whole_cost = self.groups[0].whole_cost * count
-        self._together = max(group.whole_from for group in self.groups)
+        self._together_from = max(group.whole_from for group in self.groups)
 
     @torch.no_grad()
     def run(self, patches: Tensor) -> Outcome:
         """Compute the wanted values for windows whose boxes hold ``patches`` (W, C, *size)."""
-        clean, together = self._clean, self._together
+        clean, together = self._clean, self._together_from
         with clean.tape.context():
             parts = []
             for group, part in zip(self.groups, patches.split(self._counts), strict=True):
@@ -75,9 +78,30 @@ class Plan:
             for value in held.keys() - set(clean.wanted):
                 for part in parts:
                     del part.held[value]
-            end = Batch(clean, {}, held)
-            self.groups[0].run(end, range(together, len(clean.steps)))
+            end = self._together(held)
         return Outcome(parts, end)
+
+    def _together(self, held: dict[int, Tensor]) -> Batch:
+        """Compute the rest on whole values: a few windows at a time while their values outgrow the caches."""
+        clean, group = self._clean, self.groups[0]
+        steps = range(self._together_from, len(clean.steps))
+        sizes = [
+            max(clean.contents[v].nbytes for v in clean.steps[i].outputs if v is not None) for i in steps
+        ]
+        large = [i for i, size in zip(steps, sizes, strict=True) if size * sum(self._counts) > CACHED]
+        if large and clean.tape.tensors[0].device.type == "cpu":
+            few = max(FEWEST, CACHED // max(sizes))
+            batches = [
+                Batch(clean, {}, dict(zip(held, pieces, strict=True)))
+                for pieces in zip(*[whole.split(few) for whole in held.values()], strict=True)
+            ]
+            for batch in batches:
+                group.run(batch, range(steps.start, large[-1] + 1))
+            held = {value: torch.cat([batch.held[value] for batch in batches]) for value in batches[0].held}
+            steps = range(large[-1] + 1, steps.stop)
+        end = Batch(clean, {}, held)
+        group.run(end, steps)
+        return end
 
 
 class Outcome:
@@ -124,7 +148,7 @@ class Group:
         self._fresh: set[int] = set()
         self.cost = self.whole_cost = 0
         self._works = [self._plan(i, step) for i, step in enumerate(clean.steps)]
-        inside = [i for i, work in enumerate(self._works) if work.run is not clean.wholes[i]]
+        inside = [i for i, work in enumerate(self._works) if not work.whole]
         self.whole_from = inside[-1] + 1 if inside else 0
 
     def shape(self, value: int | None) -> tuple[int, ...]:
@@ -164,7 +188,9 @@ class Group:
         if form is not None and all(self.regions.get(value) is not None for value in step.inputs):
             work = form(self, step)
         if work is None or any(r is not None and r.coverage >= self._dense_from for r in work.regions):
-            work = Work([None] * len(step.outputs), self.clean.wholes[i])
+            in_place = step.written is not None and self.may_overwrite(step)
+            run = self.clean.whole(i, in_place)
+            work = Work([None] * len(step.outputs), run, step.operation in ALLOCATES, whole=True)
         for value, region in zip(step.outputs, work.regions, strict=False):
             if value is not None:
                 self.regions[value] = region

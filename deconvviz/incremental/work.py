@@ -22,6 +22,8 @@ class Work:
     run: Callable[[Batch], Any]
     fresh: bool = True
     """The outputs are new tensors, so an operation may overwrite them."""
+    whole: bool = False
+    """The inputs are taken whole."""
 
 
 Form = Callable[["Group", Step], Work | None]
