@@ -27,7 +27,7 @@ class Refine:
     """
 
     factor: int = 2
-    share: float = 0.1
+    share: float = 0.05
     checks: int = 16
     seed: int = 0
 
