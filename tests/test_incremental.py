@@ -167,6 +167,34 @@ def test_other_interpolations_are_computed_whole(how):
     agree(around(layer), image(9, 9), (2, 3), spread((9, 9), (2, 3)))
 
 
+class WrittenWhole(nn.Module):
+    """What follows a sum along an axis is whole, and is written to: once while others need it, once seen by a view."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv2d(4, 4, 3), nn.Conv2d(8, 2, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        x = self.first(x).cumsum(2)
+        y = self.norm(x)
+        rows = y.flatten(2)
+        z = F.relu(y, inplace=True)
+        z = torch.cat([z, F.relu_(self.norm(x) - 1)], 1)
+        skip = z + 0
+        z += 1
+        return self.last(F.relu_(skip) + z).mean((2, 3)) + rows.sum((1, 2), keepdim=True)[..., 0]
+
+
+@pytest.mark.parametrize("cached", [1, 10**9], ids=["few at a time", "all at once"])
+def test_whole_values_in_place_and_a_few_at_a_time(monkeypatch, cached):
+    monkeypatch.setattr("deconvviz.incremental.plan.CACHED", cached)
+    monkeypatch.setattr("deconvviz.incremental.plan.FEWEST", 2)
+    plan = agree(WrittenWhole().double().eval(), image(9, 9), (2, 3), spread((9, 9), (2, 3), 7))
+    assert plan.groups[0].whole_from < len(plan._clean.steps) - 5
+
+
 def channel_shuffle(x):
     n, c, h, w = x.shape
     return x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, c, h, w)
@@ -311,17 +339,17 @@ def test_sequences_and_volumes(spatial):
     "name", [pytest.param(n, marks=() if n in EVERY_FAMILY else pytest.mark.slow) for n in EVERY_CNN]
 )
 def test_torchvision(name):
-    """Every classification CNN as if trained: patches in a corner, at the border and inside."""
+    """Every classification CNN as if trained: patches in a corner, at the border and inside. In double: some of
+    these deep ones lose 5% of their outputs' scale to single precision's rounding, whoever computes them."""
     side = 128 if name == "inception_v3" else 96
     firsts = np.asarray([[0, 40, side - 17, 33], [0, 0, side - 17, 61]])
     if name in EVERY_FAMILY:
-        agree(trained_like(name), pictures(1, side), (17, 17), firsts)
+        model = trained_like(name)
     else:
         torch.manual_seed(0)
-        model = as_if_trained(
-            torchvision.models.get_model(name, weights=None), pictures(2, side, torch.float32)
-        )
-        agree(model, pictures(1, side, torch.float32), (17, 17), firsts, tolerance=1e-4)
+        model = torchvision.models.get_model(name, weights=None).double()
+        model = as_if_trained(model, pictures(2, side))
+    agree(model, pictures(1, side), (17, 17), firsts)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "densenet121", "shufflenet_v2_x0_5"])
