@@ -136,7 +136,7 @@ def test_statistics():
         assert state.histogram[c].tolist() == counts
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, derandomize=True, deadline=None)
 @given(st.data())
 def test_parts_merge_in_any_order_and_grouping_to_the_same_bits(data):
     activation = activations(30, 4, 3, 3, levels=2, seed=data.draw(st.integers(0, 5)))
