@@ -74,13 +74,18 @@ class Step:
 
     def call(self, *inputs: Tensor) -> Any:
         """Call the recorded function with ``inputs`` in the slots; an in-place one works on a copy."""
-        arguments, keywords = self.filled(inputs)
         if self.written is None:
-            return self.function(*arguments, **keywords)
+            return self.overwrite(*inputs)
+        arguments, keywords = self.filled(inputs)
         where: Any = arguments if isinstance(self.written, int) else keywords
         where[self.written] = target = where[self.written].clone()
         output = self.function(*arguments, **keywords)
         return target if output is None else output
+
+    def overwrite(self, *inputs: Tensor) -> Any:
+        """Call the recorded function with ``inputs`` in the slots; an in-place one changes them."""
+        arguments, keywords = self.filled(inputs)
+        return self.function(*arguments, **keywords)
 
     def filled(self, inputs: Sequence[Tensor]) -> tuple[list[Any], dict[str, Any]]:
         """The arguments and keywords with ``inputs`` in the slots."""

@@ -91,11 +91,8 @@ def whole(clean: CleanPass, step: Step, in_place: bool = False) -> Callable[[Bat
         tensors = [batch.whole(value) for value in step.inputs]
         if pads is not None:
             return clean.kernel(step)(F.pad(tensors[0], pads) if any(pads) else tensors[0])
-        if batched and in_place:
-            arguments, keywords = step.filled(tensors)
-            return step.function(*arguments, **keywords)
         if batched:
-            return step.rerun(*tensors)
+            return step.overwrite(*tensors) if in_place else step.rerun(*tensors)
         single = [t if lack else t.unsqueeze(1) for t, lack in zip(tensors, lacking, strict=False)]
         try:
             outputs = vmap(lambda *each: tuple(flatten(step.rerun(*each))))(*single)

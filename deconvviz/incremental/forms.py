@@ -81,10 +81,7 @@ def _on_cells(plan: Group, step: Step, region: Region) -> Work:
 
     def run(batch: Batch) -> Any:
         boxes = [batch.read(value, region) for value in step.inputs]
-        if not in_place:
-            return step.rerun(*boxes)
-        arguments, keywords = step.filled(boxes)
-        return step.function(*arguments, **keywords)
+        return step.overwrite(*boxes) if in_place else step.rerun(*boxes)
 
     return Work([region], run)
 
