@@ -47,12 +47,15 @@ def side_by_side(
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def peak_memory(script: str, *arguments: str) -> float:
-    """MiB by which ``script arguments`` raises a fresh process's peak over where :func:`report_peak` began."""
-    output = subprocess.run(
-        [sys.executable, script, *arguments], capture_output=True, text=True, check=True
-    ).stdout
-    return float(output.split()[-1])
+def peak_memory(script: str, *arguments: str, runs: int = 3) -> float:
+    """MiB by which ``script arguments`` raises a fresh process's peak over where :func:`report_peak` began: the median
+    of several processes, as how freed memory is used again differs by some MiB."""
+    peaks = []
+    for _ in range(runs):
+        command = [sys.executable, script, *arguments]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        peaks.append(float(output.split()[-1]))
+    return statistics.median(peaks)
 
 
 def report_peak(run: Callable[[], object]) -> None:

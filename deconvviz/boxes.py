@@ -49,6 +49,11 @@ class Boxed:
     def __len__(self) -> int:
         return len(self.content)
 
+    def __getitem__(self, part: slice) -> Boxed:
+        """Some of the projections."""
+        firsts = self.firsts if self.firsts.shape[1] == 1 else self.firsts[:, part]
+        return Boxed(self.content[part], firsts, self.space)
+
     def added_to(self, whole: Tensor) -> Tensor:
         """``whole`` (M, N, C, *space), changed in place: the signal is added to it."""
         rows: Iterable[int | slice] = [slice(None)] if self.firsts.shape[1] == 1 else range(len(self))

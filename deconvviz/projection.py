@@ -4,14 +4,15 @@ A *unit* is (feature map, position) of a layer's output. To see what made it fir
 activation of the layer to zero and go back through the pass's steps in reverse, each by its row in
 :data:`~deconvviz.rules.RULES`. Signals that meet (a skip, a concatenation) add up.
 
-Signals carry a leading axis M of independent projections, so that many feature maps share one walk; M is
-cut into chunks that fit a memory budget. A single unit's signal is carried in the box that it fills
-(:mod:`~deconvviz.boxes`).
+Signals carry a leading axis M of independent projections, so that many feature maps share one walk. Where
+they would outgrow a memory budget they part, and go on a few at a time: through narrow layers many, through
+wide ones few. A single unit's signal is carried in the box that it fills (:mod:`~deconvviz.boxes`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -22,9 +23,8 @@ from deconvviz.layers import address
 from deconvviz.rules import HIDDEN_CODE, UNSUPPORTED, Context
 from deconvviz.tape import Step, Tape
 
-CPU_BUDGET, DEVICE_BUDGET = 8 * 2**20, 2**30
-"""Bytes that the signals of one chunk may take together at any step. On a CPU larger chunks take memory and gain a
-fifth at most, in late layers; an accelerator wants them."""
+SMALLEST_BUDGET, DEVICE_BUDGET = 2**20, 2**30
+"""Bytes that signals which go through a step together may always take there, on a CPU and on an accelerator."""
 
 Signal = Tensor | Boxed
 
@@ -39,74 +39,15 @@ def back_to_inputs(tape: Tape, value: int, signal: Signal, overlap: str = "sum")
         UnsupportedOperation: the signal reaches an operation without a rule.
         NoForwardPass: nothing seen in the pass leads from the inputs to ``value``.
     """
-    signals, _ = _walk(tape, value, signal, overlap)
-    pixels = [t.new_zeros((len(signal), *t.shape)) for t in tape.tensors]
-    for whole, back in zip(pixels, signals, strict=True):
-        _put(back, whole)
-    return pixels
-
-
-def _put(signal: Signal | None, whole: Tensor) -> None:
-    """Put a signal into ``whole``, which is zero."""
-    if isinstance(signal, Boxed):
-        signal.added_to(whole)
-    elif signal is not None:
-        whole.copy_(signal)
-
-
-def _walk(tape: Tape, value: int, signal: Signal, overlap: str) -> tuple[list[Signal | None], int]:
-    """The signals at the pass's inputs, and the bytes that all signals took together at the widest step."""
-    if not set(tape.inputs) & {value, *(i for step in tape.leading_to(value) for i in step.inputs)}:
-        raise NoForwardPass(
-            "the layer's output does not depend on the inputs through any operation seen in the pass "
-            "(it may go through numpy, .detach() or code that hides its operations)"
-        )
-    context = Context(tape.values, overlap)
+    way = _Way(tape, value, overlap)
     signals: dict[int, Signal] = {value: signal}
-    widest = _bytes(signals.values())
-    with (
-        torch.inference_mode(False),
-        torch.no_grad(),
-        torch.autocast(tape.tensors[0].device.type, enabled=False),
-    ):
-        for step in reversed(tape.leading_to(value)):
-            outputs = [None if i is None else signals.pop(i, None) for i in step.outputs]
-            if all(output is None for output in outputs):
-                continue
-            if step.kind == UNSUPPORTED:
-                place = address(step.module, step.number, tape.counts())
-                or_else = (
-                    ""
-                    if step.operation == HIDDEN_CODE
-                    else ", or take the plain gradient at such operations: "
-                    'Deconvnet(model, on_unsupported="gradient")'
-                )
-                raise UnsupportedOperation(
-                    f"no rule for {step.operation!r} in layer {place or 'the model'!r}, so the deconvnet "
-                    f"is not defined there. Choose a layer before it{or_else}"
-                )
-            backs = _back(step, outputs, context)
-            widest = max(widest, _bytes([*signals.values(), *outputs, *backs]))
-            for i, back in zip(step.inputs, backs, strict=True):
-                if back is not None:
-                    signals[i] = signals[i] + back if i in signals else back
-    return [signals.get(i) for i in tape.inputs], widest
-
-
-def _back(step: Step, outputs: Sequence[Signal | None], context: Context) -> Sequence[Signal | None]:
-    """Through one step: in boxes if all signals are and the step's rule keeps them, else whole."""
-    given = [output for output in outputs if output is not None]
-    if step.rule.boxed is not None and all(isinstance(output, Boxed) for output in given):
-        backs = step.rule.boxed(step, outputs, context)  # type: ignore[arg-type]
-        if backs is not None:
-            return [None if back is None else settled(back) for back in backs]
-    whole = [output.whole() if isinstance(output, Boxed) else output for output in outputs]
-    return step.rule.back(step, whole, context)
-
-
-def _bytes(signals: Iterable[Signal | None]) -> int:
-    contents = {id(s): s.content if isinstance(s, Boxed) else s for s in signals if s is not None}
-    return sum(content.nbytes for content in contents.values())
+    with _plain(tape):
+        for step in way.steps:
+            way.through(step, signals)
+    pixels = [t.new_empty((len(signal), *t.shape)) for t in tape.tensors]
+    for whole, i in zip(pixels, tape.inputs, strict=True):
+        _put(signals.get(i), whole)
+    return pixels
 
 
 def project(
@@ -117,20 +58,123 @@ def project(
     overlap: str = "sum",
     budget: int | None = None,
 ) -> list[Tensor]:
-    """Project ``count`` seeds in chunks; ``seeds(slice)`` makes those of a chunk, (M, *shape of the value).
+    """Project ``count`` seeds; ``seeds(slice)`` makes some of them, (M, *shape of the value).
 
     Returns:
         One tensor (count, *shape of the input) per input; with the two first axes swapped it is contiguous.
+
+    Raises:
+        UnsupportedOperation, NoForwardPass: as :func:`back_to_inputs`.
     """
-    if budget is None:
-        budget = CPU_BUDGET if tape.tensors[0].device.type == "cpu" else DEVICE_BUDGET
-    pixels = [t.new_zeros((len(t), count, *t.shape[1:])).movedim(1, 0) for t in tape.tensors]
-    start, step = 0, 1  # the first one alone, to see what it takes
-    while start < count:
-        part = slice(start, min(start + step, count))
-        signals, widest = _walk(tape, value, seeds(part), overlap)
-        for whole, back in zip(pixels, signals, strict=True):
-            _put(back, whole[part])
-        step = max(1, budget * (part.stop - part.start) // max(1, widest))
-        start = part.stop
+    way = _Way(tape, value, overlap)
+    budget = way.budget() if budget is None else budget
+    pixels = [t.new_empty((len(t), count, *t.shape[1:])).movedim(1, 0) for t in tape.tensors]
+    widths = [0] * len(way.steps)
+
+    def go(signals: dict[int, Signal], part: slice, start: int) -> None:
+        for i in range(start, len(way.steps)):
+            pieces = _pieces(part, budget, widths[i])
+            if len(pieces) > 1:
+                for piece in pieces:
+                    own = slice(piece.start - part.start, piece.stop - part.start)
+                    go({number: signal[own] for number, signal in signals.items()}, piece, i)
+                return
+            widths[i] = way.through(way.steps[i], signals) // (part.stop - part.start)
+        for whole, number in zip(pixels, tape.inputs, strict=True):
+            _put(signals.get(number), whole[part])
+
+    with _plain(tape):
+        first = slice(0, 1)  # alone, to see how wide it gets
+        width = _bytes([seed := seeds(first)])
+        go({value: seed}, first, 0)
+        for part in _pieces(slice(1, count), budget, width):
+            go({value: seeds(part)}, part, 0)
     return pixels
+
+
+def _pieces(part: slice, budget: int, width: int) -> list[slice]:
+    """``part`` in pieces of as many projections, ``width`` bytes each, as fit ``budget``."""
+    step = max(1, budget // max(1, width))
+    return [slice(i, min(i + step, part.stop)) for i in range(part.start, part.stop, step)]
+
+
+def _put(signal: Signal | None, whole: Tensor) -> None:
+    """Write a signal into ``whole``."""
+    if isinstance(signal, Tensor):
+        whole.copy_(signal)
+        return
+    whole.zero_()
+    if signal is not None:
+        signal.added_to(whole)
+
+
+@contextlib.contextmanager
+def _plain(tape: Tape) -> Iterator[None]:
+    """Without autograd, and in the signals' own dtype."""
+    device = tape.tensors[0].device.type
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+        yield
+
+
+class _Way:
+    """The way from a value back to the pass's inputs: :attr:`steps`, the last one first."""
+
+    def __init__(self, tape: Tape, value: int, overlap: str) -> None:
+        self.steps = tape.leading_to(value)[::-1]
+        if not set(tape.inputs) & {value, *(i for step in self.steps for i in step.inputs)}:
+            raise NoForwardPass(
+                "the layer's output does not depend on the inputs through any operation seen in the pass "
+                "(it may go through numpy, .detach() or code that hides its operations)"
+            )
+        self._tape, self._context = tape, Context(tape.values, overlap)
+
+    def budget(self) -> int:
+        """Bytes for the signals: as many as the largest value on the way took in the pass, or more if that is small."""
+        values = [
+            self._tape.values[i]
+            for step in self.steps
+            for i in (*step.inputs, *step.outputs)
+            if i is not None
+        ]
+        largest = max((value.shape.numel() * value.dtype.itemsize for value in values), default=0)
+        cpu = self._tape.tensors[0].device.type == "cpu"
+        return max(SMALLEST_BUDGET if cpu else DEVICE_BUDGET, largest)
+
+    def through(self, step: Step, signals: dict[int, Signal]) -> int:
+        """Replace the signals at a step's outputs by those at its inputs; the bytes that all take together there."""
+        outputs = [None if i is None else signals.pop(i, None) for i in step.outputs]
+        if all(output is None for output in outputs):
+            return _bytes(signals.values())
+        if step.kind == UNSUPPORTED:
+            raise UnsupportedOperation(self._unsupported(step))
+        backs = self._back(step, outputs)
+        width = _bytes([*signals.values(), *outputs, *backs])
+        for i, back in zip(step.inputs, backs, strict=True):
+            if back is not None:
+                signals[i] = signals[i] + back if i in signals else back
+        return width
+
+    def _back(self, step: Step, outputs: Sequence[Signal | None]) -> Sequence[Signal | None]:
+        """In boxes if all signals are and the step's rule keeps them, else whole."""
+        given = [output for output in outputs if output is not None]
+        if step.rule.boxed is not None and all(isinstance(output, Boxed) for output in given):
+            backs = step.rule.boxed(step, outputs, self._context)  # type: ignore[arg-type]
+            if backs is not None:
+                return [None if back is None else settled(back) for back in backs]
+        whole = [output.whole() if isinstance(output, Boxed) else output for output in outputs]
+        return step.rule.back(step, whole, self._context)
+
+    def _unsupported(self, step: Step) -> str:
+        place = address(step.module, step.number, self._tape.counts())
+        or_else = (
+            ', or take the plain gradient at such operations: Deconvnet(model, on_unsupported="gradient")'
+        )
+        return (
+            f"no rule for {step.operation!r} in layer {place or 'the model'!r}, so the deconvnet is not defined "
+            f"there. Choose a layer before it{'' if step.operation == HIDDEN_CODE else or_else}"
+        )
+
+
+def _bytes(signals: Iterable[Signal | None]) -> int:
+    contents = {id(s): s.content if isinstance(s, Boxed) else s for s in signals if s is not None}
+    return sum(content.nbytes for content in contents.values())

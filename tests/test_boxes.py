@@ -10,7 +10,7 @@ from torch import nn
 
 from deconvviz.boxes import Boxed, boxed
 from deconvviz.capture import watch
-from deconvviz.projection import _walk, back_to_inputs
+from deconvviz.projection import _Way, back_to_inputs, project
 from deconvviz.units import seeds
 
 integers = st.integers
@@ -107,9 +107,29 @@ def test_an_early_unit_stays_in_its_box():
     images = torch.randn(2, 3, 64, 64)
     tape, activation = watch(model.eval(), (images,))
     make = seeds(activation, torch.tensor([[0, 5]]).expand(2, 2), torch.tensor([[9, 0], [31, 20]]), "one")
-    (signal,), bytes_held = _walk(tape, tape.calls[-1].outputs[0], make(slice(0, 2)), "sum")
+    value = tape.calls[-1].outputs[0]
+    way, signals = _Way(tape, value, "sum"), {value: make(slice(0, 2))}
+    bytes_held = max(way.through(step, signals) for step in way.steps)
+    (signal,) = signals.values()
     assert isinstance(signal, Boxed) and signal.size == (8, 8)
     assert bytes_held < images.nbytes // 2
+
+
+@pytest.mark.parametrize("position", ("max", "all"))
+def test_a_budget_changes_no_projection(position):
+    """Signals that part on their way, once and again, down to one at a time, give what all give together."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), Residual(nn.Conv2d(8, 8, 3, padding=1)),
+        nn.MaxPool2d(2), nn.Conv2d(8, 7, 3),
+    )  # fmt: skip
+    tape, activation = watch(model.double().eval(), (torch.randn(2, 3, 16, 16, dtype=torch.float64),))
+    make = seeds(activation, torch.arange(7).expand(2, -1), position, "activation")
+    value = tape.calls[-1].outputs[0]
+    (expected,) = project(tape, value, make, 7, budget=2**30)
+    assert expected.flatten(2).abs().amax(2).min() > 0
+    for budget in (1, 3000, 9000, 30000):
+        (found,) = project(tape, value, make, 7, budget=budget)
+        assert (found - expected).abs().max() <= 1e-12 * expected.abs().max()
 
 
 def test_a_sum_of_boxes_that_do_not_lie_alike_is_whole():

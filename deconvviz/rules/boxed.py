@@ -110,8 +110,7 @@ def _through(signal: Boxed, weight: Tensor, stride: object, padding: object, dil
     """The signal at a filter's input."""
     steps, pads, gaps = (each(item, len(space)) for item in (stride, padding, dilation))
     firsts, size = _before(signal, weight.shape[2:], steps, pads, gaps)
-    shape = (weight.shape[1] * groups, *size)
-    content = transposed_filter(signal.content, weight, shape, steps, [0] * len(space), gaps, groups)
+    content = transposed_filter(signal.content, weight, size, steps, [0] * len(space), gaps, groups)
     return Boxed(content, firsts, space).inside()
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vjp, vmap
 
@@ -119,30 +120,25 @@ def filter_back(step: Step, signals: Signals, context: Context) -> Signals:
     if signal is None or not filtered or isinstance(padding, str) or len(shape) != weight.dim():
         return adjoint(step, signals, context)
     steps, pads, gaps = (each(item, weight.dim() - 2) for item in (stride, padding, dilation))
-    return [transposed_filter(signal, weight, shape[1:], steps, pads, gaps, groups)]
+    return [transposed_filter(signal, weight, shape[2:], steps, pads, gaps, groups)]
 
 
-def transposed_filter(signal: Tensor, weight: Tensor, shape: Sequence[int], stride: list[int], padding: list[int],
+def transposed_filter(signal: Tensor, weight: Tensor, size: Sequence[int], stride: list[int], padding: list[int],
                       dilation: list[int], groups: int) -> Tensor:  # fmt: skip
-    """A signal (M, N, O, *cells) at a filter's output to (M, N, *shape) at its input."""
-    spatial = weight.dim() - 2
-    # One signal goes back by autograd's own kernel and layout, so to its bits; many are faster channels_last.
-    layout = torch.channels_last if spatial == 2 and len(signal) > 1 else torch.contiguous_format
+    """A signal (M, N, O, *cells) at a filter's output to (M, N, I, *size) at its input."""
+    # One signal goes back in autograd's own layout, so to its bits; many are faster channels_last.
+    spatial, many = weight.dim() - 2, len(signal) > 1
+    layout = torch.channels_last if spatial == 2 and many else torch.contiguous_format
     batch = signal.flatten(0, 1).contiguous(memory_format=layout)
-    back, _, _ = torch.ops.aten.convolution_backward(
-        batch,
-        torch.empty((len(batch), *shape), dtype=batch.dtype, device=batch.device, memory_format=layout),
-        weight.to(batch.dtype),
-        None,
-        stride,
-        padding,
-        dilation,
-        False,
-        [0] * spatial,
-        groups,
-        (True, False, False),
+    geometry = zip(size, batch.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    beyond = [n - ((cells - 1) * s - 2 * p + (k - 1) * d + 1) for n, cells, k, s, p, d in geometry]
+    back = TRANSPOSED[spatial - 1](
+        batch, weight.to(batch.dtype), None, stride, padding, beyond, groups, dilation
     )
     return back.unflatten(0, signal.shape[:2])
+
+
+TRANSPOSED: tuple[Callable[..., Tensor], ...] = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 
 def transposed_matrix(step: Step, signals: Signals, context: Context) -> Signals:
