@@ -1,11 +1,16 @@
 """What recording costs the user's own pass: ``model(images)`` with a Deconvnet attached, over without.
 
-python benchmarks/recording.py
+Processes differ by a third in how fast the same pass runs in them (where its weights came to lie), so each row
+is the median of several fresh ones, with the range of their ratios.
+
+    python benchmarks/recording.py
 """
 
 from __future__ import annotations
 
 import statistics
+import subprocess
+import sys
 import time
 
 import torch
@@ -14,18 +19,27 @@ from measure import machine
 
 from deconvviz import Deconvnet
 
-WARM_UP = 3
+WARM_UP, PROCESSES = 3, 7
 
 
 def main() -> None:
-    print(machine(), "\n")
-    print("| model | batch | plain (ms) | recorded (ms) | ratio |")
-    print("|---|---|---|---|---|")
-    for name in ("alexnet", "vgg16", "resnet50"):
+    if len(sys.argv) > 2:
+        name, batch = sys.argv[1], int(sys.argv[2])
         model = torchvision.models.get_model(name, weights=None).eval()
+        print(*times(model, torch.randn(batch, 3, 224, 224), runs=25 if batch == 1 else 7))
+        return
+    print(machine(), "\n")
+    print("| model | batch | plain (ms) | recorded (ms) | ratio | lowest and highest |")
+    print("|---|---|---|---|---|---|")
+    for name in ("alexnet", "vgg16", "resnet50"):
         for batch in (1, 8):
-            plain, ours = times(model, torch.randn(batch, 3, 224, 224), runs=15 if batch == 1 else 5)
-            print(f"| {name} | {batch} | {plain:.1f} | {ours:.1f} | {ours / plain:.2f} |", flush=True)
+            command = [sys.executable, __file__, name, str(batch)]
+            outputs = [subprocess.check_output(command, text=True) for _ in range(PROCESSES)]
+            plain, ours = zip(*(map(float, output.split()) for output in outputs), strict=True)
+            ratios = [mine / theirs for theirs, mine in zip(plain, ours, strict=True)]
+            middle = statistics.median
+            print(f"| {name} | {batch} | {middle(plain):.1f} | {middle(ours):.1f} | {middle(ratios):.2f} "
+                  f"| {min(ratios):.2f}, {max(ratios):.2f} |", flush=True)  # fmt: skip
 
 
 def times(model: torch.nn.Module, images: torch.Tensor, runs: int) -> list[float]:

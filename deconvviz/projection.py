@@ -44,9 +44,9 @@ def back_to_inputs(tape: Tape, value: int, signal: Signal, overlap: str = "sum")
     with _plain(tape):
         for step in way.steps:
             way.through(step, signals)
-    pixels = [t.new_empty((len(signal), *t.shape)) for t in tape.tensors]
-    for whole, i in zip(pixels, tape.inputs, strict=True):
-        _put(signals.get(i), whole)
+        pixels = [t.new_empty((len(signal), *t.shape)) for t in tape.tensors]
+        for whole, i in zip(pixels, tape.inputs, strict=True):
+            _put(signals.get(i), whole)
     return pixels
 
 
@@ -68,7 +68,8 @@ def project(
     """
     way = _Way(tape, value, overlap)
     budget = way.budget() if budget is None else budget
-    pixels = [t.new_empty((len(t), count, *t.shape[1:])).movedim(1, 0) for t in tape.tensors]
+    with _plain(tape):
+        pixels = [t.new_empty((len(t), count, *t.shape[1:])).movedim(1, 0) for t in tape.tensors]
     widths = [0] * len(way.steps)
 
     def go(signals: dict[int, Signal], part: slice, start: int) -> None:

@@ -79,9 +79,13 @@ class Memory:
 
 def address(tensor: Tensor) -> int:
     """Where a tensor's storage lies; 0 if it has none."""
-    if tensor.layout != torch.strided:
+    if tensor.layout is not STRIDED:
         return 0
-    return int(tensor.data_ptr() - tensor.storage_offset() * tensor.element_size())  # its storage's is slower
+    first, offset = tensor.data_ptr(), int(tensor.storage_offset())  # its storage's is slower
+    return first - offset * tensor.element_size() if offset else first
+
+
+STRIDED = torch.strided
 
 
 def written_from(geometries: Any, size: int, device: torch.device) -> Tensor:

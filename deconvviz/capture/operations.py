@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,9 +41,51 @@ LIKE = _names("expand_as view_as reshape_as type_as to")
 """Operations whose second tensor lends them its shape or dtype, and no signal."""
 
 
+def outline(item: Any) -> Any:
+    """What has the shape, dtype and device of a tensor, and no content; other items as they are."""
+    return item.new_empty(()).expand(item.shape) if isinstance(item, Tensor) else item
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Operation:
+    """What a function is called in the table, and what to expect of it."""
+
+    name: str
+    query: bool
+    """It asks for a shape or a flag, and gives no content."""
+    sets_data: bool
+    """It is ``x.data = y``."""
+    like: bool
+    """Its second tensor lends it a shape or dtype, and no signal."""
+    detached: bool
+    """It gives content without its signal."""
+    cut: bool
+    """No signal goes through it: it is detached, new, or NumPy's."""
+    to_numpy: bool
+    """It lets content out."""
+    writes: bool
+    """It writes in place."""
+    inplace: int | None
+    """The position of its argument ``inplace``, which says whether it writes."""
+
+
 @functools.cache
-def operation_name(function: Callable[..., Any]) -> str:
-    """The name under which the table knows a function: ``Tensor.relu_`` and ``F.relu`` are ``relu``."""
+def operation(function: Callable[..., Any]) -> Operation:
+    """Of ``Tensor.relu_`` and ``F.relu`` alike: ``relu``."""
+    name = _name(function)
+    return Operation(
+        name,
+        name in QUERIES,
+        name == "set_data",
+        name in LIKE,
+        name in DETACHED,
+        name in DETACHED or name in FRESH or name in TO_NUMPY,
+        name in TO_NUMPY,
+        *_writing(function),
+    )
+
+
+def _name(function: Callable[..., Any]) -> str:
     name = getattr(function, "__name__", str(function))
     if name in ("__get__", "__set__"):
         attribute: str = function.__self__.__name__  # type: ignore[attr-defined]
@@ -52,12 +95,6 @@ def operation_name(function: Callable[..., Any]) -> str:
     return ALIASES.get(name) or (name if name.startswith("__") else name.rstrip("_"))
 
 
-def outline(item: Any) -> Any:
-    """What has the shape, dtype and device of a tensor, and no content; other items as they are."""
-    return item.new_empty(()).expand(item.shape) if isinstance(item, Tensor) else item
-
-
-@functools.cache
 def _writing(function: Callable[..., Any]) -> tuple[bool, int | None]:
     """Whether a function always writes in place, and the position of its ``inplace`` if it has one."""
     name = getattr(function, "__name__", "")
@@ -71,14 +108,14 @@ def _writing(function: Callable[..., Any]) -> tuple[bool, int | None]:
     return always or (not dunder and name.endswith("_")), position
 
 
-def written(function: Any, args: Any, kwargs: dict[str, Any]) -> tuple[int | str | None, Tensor | None]:
+def written(what: Operation, args: Any, kwargs: dict[str, Any]) -> tuple[int | str | None, Tensor | None]:
     """The argument that an operation overwrites: its position or keyword (none for ``out``, whose content
     plays no part), and the tensor."""
     if kwargs and "out" in kwargs:
         return None, kwargs["out"] if isinstance(kwargs["out"], Tensor) else None
-    always, position = _writing(function)
+    position = what.inplace
     asked = position is not None and position < len(args) and args[position]
-    if not (always or asked or (kwargs and kwargs.get("inplace"))):
+    if not (what.writes or asked or (kwargs and kwargs.get("inplace"))):
         return None, None
     if args:
         return (0, args[0]) if isinstance(args[0], Tensor) else (None, None)

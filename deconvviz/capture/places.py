@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections import OrderedDict
+from threading import get_ident
 from typing import Any
 
 from torch import nn
@@ -19,15 +19,11 @@ class Places:
 
     def __init__(self) -> None:
         self._calls: list[Place] = [("", 1)]
+        """Those that run now, the innermost last."""
         self._counts: dict[str, int] = {}
-        self._hooked: list[nn.Module] = []
+        self._hooked: list[dict[int, Any]] = []
         self._key = RemovableHandle(OrderedDict()).id
-        self.thread = threading.get_ident()
-
-    @property
-    def place(self) -> Place:
-        """The innermost call."""
-        return self._calls[-1]
+        self.thread = get_ident()
 
     def left(self, place: Place, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """A call gave an output."""
@@ -39,36 +35,33 @@ class Places:
         As ``register_forward_pre_hook`` and ``register_forward_hook(with_kwargs=True, always_call=True)`` do,
         at a quarter of their cost, which each recorded pass has.
         """
-        key = self._key
+        key, hooked = self._key, self._hooked
         for name, module in model.named_modules():
             if name or root:
-                self._hooked.append(module)
-                module._forward_pre_hooks[key] = functools.partial(self.enter, name)
-                module._forward_hooks[key] = functools.partial(self.leave, name)
-                module._forward_hooks_with_kwargs[key] = module._forward_hooks_always_called[key] = True
+                before, after = module._forward_pre_hooks, module._forward_hooks
+                kwargs, always = module._forward_hooks_with_kwargs, module._forward_hooks_always_called
+                hooked += (before, after, kwargs, always)
+                before[key] = functools.partial(self.enter, name)
+                after[key] = functools.partial(self.leave, name)
+                kwargs[key] = always[key] = True
 
     def unhook(self) -> None:
         """Take the hooks off."""
-        for module in self._hooked:
-            for hooks in (
-                module._forward_pre_hooks,
-                module._forward_hooks,
-                module._forward_hooks_with_kwargs,
-                module._forward_hooks_always_called,
-            ):
-                hooks.pop(self._key, None)
+        key = self._key
+        for hooks in self._hooked:
+            hooks.pop(key, None)
         self._hooked.clear()
 
     def enter(self, name: str, module: nn.Module, args: Any) -> None:
         """A module's call begins."""
-        if threading.get_ident() == self.thread:
+        if get_ident() == self.thread:
             self._counts[name] = number = self._counts.get(name, 0) + 1
             self._calls.append((name, number))
 
     def leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """It ended: with an output, or with none because it raised."""
         calls = self._calls
-        if threading.get_ident() != self.thread:
+        if get_ident() != self.thread:
             return
         if calls[-1][0] != name and all(name != place[0] for place in calls):
             return  # a call that another pre-hook ended before ours

@@ -11,17 +11,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack,
 
 from deconvviz.capture.as_found import left_as_found
 from deconvviz.capture.memory import CONSTANT
-from deconvviz.capture.operations import (
-    DETACHED,
-    FRESH,
-    LIKE,
-    QUERIES,
-    TO_NUMPY,
-    operation_name,
-    outline,
-    replaced,
-    written,
-)
+from deconvviz.capture.operations import Operation, operation, outline, replaced, written
 from deconvviz.capture.places import Place, Places
 from deconvviz.capture.writing import TapeWriter
 from deconvviz.errors import OperationFailed
@@ -141,51 +131,51 @@ class Capture(TorchFunctionMode, Places):
     ) -> Any:
         """Run one operation, and write it down if it depends on the input."""
         kwargs = kwargs or {}
-        operation = operation_name(function)
-        if self.abandoned or operation in QUERIES:
+        what = operation(function)
+        if what.query or self.abandoned:
             return function(*args, **kwargs)
         try:
-            return self._observe(operation, function, args, kwargs)
+            return self._observe(what, function, args, kwargs)
         except Exception:
             raise
         except BaseException:  # Ctrl-C, outside the reach of the hooks that end a recorded pass
             self.abandoned = True
             raise
 
-    def _observe(self, operation: str, function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        writer, memory, place = self._writer, self._writer.memory, self.place
-        if operation == "set_data":  # x.data = y: from here on x is y
+    def _observe(self, what: Operation, function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        writer, memory, place = self._writer, self._writer.memory, self._calls[-1]
+        if what.sets_data:  # x.data = y: from here on x is y
             writer.preserve(args[0])
             mark = memory.mark(args[1])
             memory.know(args[0], CONSTANT if mark is None else mark)
             return function(*args)
-        where, target = written(function, args, kwargs)
-        aliases: list[tuple[Tensor, Tensor | None]] = []
+        where, target = written(what, args, kwargs)
+        aliases: Sequence[tuple[Tensor, Tensor | None]] = ()
         if target is not None:
             aliases = memory.sharing(target)
             writer.preserve(target)
             for alias, before in aliases:
                 if before is None and memory.value(target) is None and where is not None:  # written via .data
                     writer.overwrite(place, target, target.detach().clone(), alias)
-        if operation in LIKE:
+        if what.like:
             args = (*args[:1], *map(outline, args[1:]))
             kwargs = {name: outline(item) for name, item in kwargs.items()}
         arguments, keywords, tensors, values, derived = writer.bound(place, args, kwargs)
         depends = bool(values or derived)
-        if operation in TO_NUMPY and depends:
+        if what.to_numpy and depends:
             writer.content_goes_out()
-        if not values or operation in DETACHED or operation in FRESH or operation in TO_NUMPY:
+        if not values or what.cut:
             output = function(*args, **kwargs)
             for tensor in flatten((args, kwargs)):
                 if memory.mark(tensor) is None:  # a write to a view of it is to be noticed
                     memory.know(tensor, CONSTANT)
-            writer.untracked(place, output, args, target, operation in DETACHED or derived)
+            writer.untracked(place, output, args, target, what.detached or derived)
         else:
             if target is not None and where is not None and memory.value(target) is None:
                 arguments, keywords = replaced(arguments, keywords, where, target.detach().clone())
-            step = writer.step(place, operation, function, arguments, keywords, tuple(values), derived)
+            step = writer.step(place, what.name, function, arguments, keywords, tuple(values), derived)
             output = self._run(step, tensors, args, kwargs)
-            outputs = flatten(target if operation == "setitem" else output)
+            outputs = flatten(target if what.name == "setitem" else output)
             if target is not None and (not outputs or outputs[0] is not target):
                 target = None
             step.written = where if target is not None else None

@@ -33,6 +33,7 @@ class TapeWriter:
         self._model, self._gradient = model, gradient
         self._parameters: set[int] = set()
         self._held: set[int] | None = None
+        self._gated = False
 
     def begin(self, tensors: Sequence[Tensor]) -> None:
         """Number the inputs."""
@@ -52,30 +53,33 @@ class TapeWriter:
         """
         tensors: list[Tensor] = []
         values: list[int] = []
-        marks: list[int | None] = []
+        marks: set[int | None] = set()
         seen = place, tensors, values, marks
-        arguments = tuple([item if type(item) in PLAIN else self._bind(item, *seen) for item in args])
-        keywords = {name: self._bind(item, *seen) for name, item in kwargs.items() if name != "out"}
-        return arguments, keywords, tensors, values, DERIVED in marks
+        arguments = []
+        for item in args:
+            arguments.append(item if type(item) in PLAIN else self._bind(item, seen))
+        keywords = {}
+        for name, item in kwargs.items():
+            if name != "out":
+                keywords[name] = item if type(item) in PLAIN else self._bind(item, seen)
+        return tuple(arguments), keywords, tensors, values, DERIVED in marks
 
-    def _bind(
-        self, item: Any, place: Place, tensors: list[Tensor], values: list[int], marks: list[int | None]
-    ) -> Any:
-        kind = type(item)
-        if kind in PLAIN or (kind is tuple and PLAIN.issuperset(map(type, item))):
-            return item
+    def _bind(self, item: Any, seen: tuple[Place, list[Tensor], list[int], set[int | None]]) -> Any:
         if isinstance(item, Tensor):
+            place, tensors, values, marks = seen
             mark = self.memory.mark(item)
             if mark is None and self._held is not None:
                 mark = self._returned(item, place)
             if mark is None or mark < 0:
-                marks.append(mark)
+                marks.add(mark)
                 return self._constant(item)
             tensors.append(item)
             values.append(mark)
             return Slot(len(values) - 1)
         if isinstance(item, (list, tuple)):
-            parts = [self._bind(part, place, tensors, values, marks) for part in item]
+            if type(item) is tuple and PLAIN.issuperset(map(type, item)):
+                return item
+            parts = [self._bind(part, seen) for part in item]
             return parts if isinstance(item, list) else tuple(parts)
         return item
 
@@ -88,8 +92,9 @@ class TapeWriter:
     def _constant(self, tensor: Tensor) -> Tensor:
         kind = type(tensor)
         if kind is nn.Parameter or (kind is not Tensor and isinstance(tensor, nn.Parameter)):  # this is slow
-            if id(tensor) not in self._parameters and not tensor.is_inference():
-                self._parameters.add(id(tensor))
+            key = id(tensor)
+            if key not in self._parameters and not tensor.is_inference():
+                self._parameters.add(key)
                 self.tape.versions.append((tensor, tensor._version))
             return tensor
         if tensor.is_inference():  # autograd would refuse to keep it for the adjoint
@@ -163,19 +168,20 @@ class TapeWriter:
         """Number a step's outputs, which are now known, and append it if any carries a signal."""
         gate = None
         if step.operation in GATES:
-            gate = len(self.tape.steps)
-        elif step.rule.back in KEEPS_GATES:
+            gate, self._gated = len(self.tape.steps), True
+        elif self._gated and step.rule.back in KEEPS_GATES:
             gates = [self.tape.values[value].gate for value in step.inputs]
             gate = None if None in gates else gates[0]
-        step.outputs = tuple([self._number(tensor, gate) for tensor in outputs])
-        if step.outputs.count(None) < len(step.outputs):
+        numbers: list[int | None] = []
+        for tensor in outputs:
+            if tensor.is_floating_point():
+                numbers.append(self._track(tensor, gate))
+            else:
+                self.memory.know(tensor, DERIVED)
+                numbers.append(None)
+        step.outputs = tuple(numbers)
+        if numbers.count(None) < len(numbers):
             self.tape.steps.append(step)
-
-    def _number(self, tensor: Tensor, gate: int | None) -> int | None:
-        if tensor.is_floating_point():
-            return self._track(tensor, gate)
-        self.memory.know(tensor, DERIVED)
-        return None
 
     def _track(self, tensor: Tensor, gate: int | None = None) -> int:
         """Give a tensor the next number of a value."""
