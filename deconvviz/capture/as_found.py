@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -13,22 +14,19 @@ from torch import Tensor, nn
 def left_as_found(model: nn.Module) -> Iterator[None]:
     """Put buffers (batch norm's statistics) and the random state back, also after an error."""
     saved = [(module, dict(module._buffers)) for module in model.modules()]
-    contents = {
-        buffer: buffer.detach().clone()
-        for buffer in model.buffers()
-        if buffer.layout == torch.strided and not buffer.is_meta
-    }
-    device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    buffers = {id(b): b for _, of_module in saved for b in of_module.values() if b is not None}.values()
+    contents = [(b, b.detach().clone()) for b in buffers if b.layout == torch.strided and not b.is_meta]
+    device = next((t.device for t in itertools.chain(model.parameters(), buffers)), torch.device("cpu"))
     devices = [] if device.type in ("cpu", "meta") else [device]
     with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
         try:
             yield
         finally:
-            for module, buffers in saved:
-                for name in module._buffers.keys() - buffers.keys():
+            for module, of_module in saved:
+                for name in module._buffers.keys() - of_module.keys():
                     del module._buffers[name]
-                module._buffers.update(buffers)
-            for buffer, content in contents.items():
+                module._buffers.update(of_module)
+            for buffer, content in contents:
                 _restore(buffer, content)
 
 
