@@ -53,7 +53,7 @@ def setting(name: str):
 def flop_limit(model, image, windows: Windows) -> float | None:
     """Whole multiply-adds over incremental ones, each window by itself."""
     try:
-        (clean,), _ = clean_passes(model, image)
+        (clean,), _, _ = clean_passes(model, image)
     except UnsupportedModel:
         return None
     some = np.random.default_rng(0).permutation(len(windows))[:100]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from deconvviz.capture import require_module, watch
@@ -17,11 +18,12 @@ from deconvviz.tape import Tape
 
 def clean_passes(
     function: Callable[..., Any], images: Tensor, additional: Sequence[Any] = (), layer: Layer | None = None
-) -> tuple[list[CleanPass], tuple[int, ...]]:
+) -> tuple[list[CleanPass], tuple[int, ...], Tensor]:
     """Watch a pass for each of the images (N, C, *S).
 
     Returns:
-        The passes; and the values of the model's output and, if asked for, of the layer's.
+        The passes; the values of the model's output and, if asked for, of the layer's; and the model's own outputs
+        (N, ...).
 
     Raises:
         UnsupportedModel: only whole passes give the right numbers: it is no module; or the pass depends on what the
@@ -38,6 +40,7 @@ def clean_passes(
     if any(isinstance(item, Tensor) for item in additional):
         raise UnsupportedModel("an additional argument is a tensor, which may belong to one image")
     passes: list[CleanPass] = []
+    outputs: list[Tensor] = []
     found: tuple[int, ...] = ()
     for image in images:
         tape, output = watch(model, (image[None],), additional)
@@ -56,7 +59,8 @@ def clean_passes(
             raise UnsupportedModel("the pass takes another course for another image")
         found = tuple(wanted)
         passes.append(CleanPass(tape, wanted))
-    return passes, found
+        outputs.append(output)
+    return passes, found, torch.cat(outputs)
 
 
 def _obstacle(tape: Tape, output: Any) -> str | None:

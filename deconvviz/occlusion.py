@@ -134,12 +134,18 @@ class OcclusionSensitivity(PerturbationAttribution):
         additional = _format_additional_forward_args(additional_forward_args)
         with together(self.shard), self._context(tensors):
             model = _Selected(self.forward_func, target, additional)
-            clean = model.clean(tensors)
-            batch = _batch(perturbations_per_eval, model, tensors, clean)
-            results = []
-            for i, (tensor, fill) in enumerate(zip(tensors, fills, strict=True)):
-                falls = self._falls(model, tensors, i, windows[i], fill, clean, batch, show_progress)
-                results.append(_averaged(windows[i], falls, tensor, clean))
+            changed, clean = self._changed(model, tensors, windows, fills)
+            asked, results = _whole_number(perturbations_per_eval), []
+            for i, tensor in enumerate(tensors):
+                order = own_share(windows[i].order(), self.shard)
+                whole: list[WholePasses] = []
+                if changed is None or not (self.engine == "incremental" or changed.sure(order)):
+                    asked = _batch(perturbations_per_eval, model, tensors, clean)
+                    whole = _whole_passes(model, tensors, i, windows[i], fills[i], clean)
+                falls = torch.zeros(len(windows[i]), clean.numel(), dtype=torch.float64)
+                for chosen, fall in sweep(changed, whole, order, asked, tensor.device.type, show_progress):
+                    falls[chosen] = fall.double().cpu()
+                results.append(_averaged(windows[i], gathered(falls, self.shard), tensor, clean))
         return tuple(results) if isinstance(inputs, tuple) else results[0]
 
     def maps(
@@ -184,56 +190,32 @@ class OcclusionSensitivity(PerturbationAttribution):
                 best=labels, refine=refine, engine=self.engine, batch=batch, progress=show_progress, shard=self.shard,
             )  # fmt: skip
 
-    def _falls(
+    def _changed(
         self,
         model: _Selected,
         tensors: tuple[Tensor, ...],
-        i: int,
-        windows: Windows,
-        fill: Tensor,
-        clean: Tensor,
-        batch: int | None,
-        show_progress: bool,
-    ) -> Tensor:
-        """(W, R): how much each of the clean output's R numbers falls under each window."""
-
-        def whole(inputs: tuple[Tensor, ...], count: int) -> Tensor:
-            return clean.reshape(1, -1) - model.run(inputs, count).reshape(count, -1)
-
-        changed = self._changed(model, tensors, windows, fill, clean) if len(tensors) == 1 else None
-        layouts = (
-            (False, True) if tensors[i].dim() == 4 and isinstance(model.function, nn.Module) else (False,)
-        )
-        passes = [WholePasses(whole, tensors, i, windows, fill, layout) for layout in layouts]
-        falls = torch.zeros(len(windows), clean.numel(), dtype=torch.float64)
-        order = own_share(windows.order(), self.shard)
-        device = tensors[i].device.type
-        engines = [] if changed is not None and self.engine == "incremental" else passes
-        for chosen, fall in sweep(changed, engines, order, batch, device, show_progress):
-            falls[chosen] = fall.double().cpu()
-        return gathered(falls, self.shard)
-
-    def _changed(
-        self, model: _Selected, tensors: tuple[Tensor, ...], windows: Windows, fill: Tensor, clean: Tensor
-    ) -> ChangedParts | None:
-        """The incremental engine, if it is wanted and possible."""
-        if self.engine == "full":
-            return None
+        windows: Sequence[Windows],
+        fills: Sequence[Tensor],
+    ) -> tuple[ChangedParts | None, Tensor]:
+        """The incremental engine, if it is wanted and possible; and the selected outputs of the clean inputs."""
+        if self.engine == "full" or (len(tensors) > 1 and self.engine == "auto"):
+            return None, model.clean(tensors)
         try:
-            if not clean.dim() or len(clean) != len(tensors[0]):
-                raise UnsupportedModel("the output has no batch axis")
-            passes, (output,) = clean_passes(model.function, tensors[0], model.additional or ())
+            if len(tensors) > 1:
+                raise UnsupportedModel(f"the model takes {len(tensors)} inputs")
+            passes, (output,), outputs = clean_passes(model.function, tensors[0], model.additional or ())
+            clean = model.select(outputs, 1)
         except DeconvvizError as error:
             if self.engine == "incremental":
                 raise UnsupportedModel(f"{error}: use engine='full' or 'auto'") from error
-            return None
+            return None, model.clean(tensors)
         reference = model.select(torch.cat([p.contents[output] for p in passes]), 1).reshape(1, -1)
 
         def fall(outcomes: Sequence[Outcome], count: int) -> Tensor:
             outputs = torch.stack([outcome.whole(output) for outcome in outcomes], 1).flatten(0, 1)
             return reference - model.select(outputs, count).reshape(count, -1)
 
-        return ChangedParts(passes, tensors[0], windows, fill, fall)
+        return ChangedParts(passes, tensors[0], windows[0], fills[0], fall), clean
 
     @contextlib.contextmanager
     def _context(self, tensors: Sequence[Tensor]) -> Any:
@@ -278,6 +260,19 @@ class _Selected:
 
     def _targets(self, count: int) -> Any:
         return self.target if count == 1 else _expand_target(self.target, count)
+
+
+def _whole_passes(
+    model: _Selected, tensors: tuple[Tensor, ...], i: int, windows: Windows, fill: Tensor, clean: Tensor
+) -> list[WholePasses]:
+    """The engines that call the function on copies of the inputs, the ``i``-th covered: in each layout of pictures."""
+
+    def falls(inputs: tuple[Tensor, ...], count: int) -> Tensor:
+        return clean.reshape(1, -1) - model.run(inputs, count).reshape(count, -1)
+
+    pictures = tensors[i].dim() == 4 and isinstance(model.function, nn.Module)
+    layouts = (False, True) if pictures else (False,)
+    return [WholePasses(falls, tensors, i, windows, fill, layout) for layout in layouts]
 
 
 def _windows(tensors: tuple[Tensor, ...], shapes: Any, strides: Any, masks: Any) -> list[Windows]:

@@ -242,9 +242,9 @@ class _Maps:
         if only is not None:
             order = order[np.isin(order, only)]
         numbers, parts = [np.zeros(0, np.int64)], []
-        engines = [] if engine == "incremental" else whole
-        device = images.device.type
-        for chosen, rows in sweep(changed, engines, own_share(order, self.shard), batch, device, progress):
+        own = own_share(order, self.shard)
+        engines = [] if changed is not None and (engine == "incremental" or changed.sure(own)) else whole
+        for chosen, rows in sweep(changed, engines, own, batch, images.device.type, progress):
             numbers.append(chosen)
             parts.append({name: values.cpu() for name, values in rows.items()})
         places = torch.from_numpy(np.searchsorted(np.sort(order), np.concatenate(numbers)))
@@ -265,7 +265,9 @@ class _Maps:
 
     def _changed(self, images: Tensor, windows: Windows, fill: Tensor) -> ChangedParts | None:
         try:
-            passes, (output, value) = clean_passes(self.model, images, (), f"{self.call[0]}#{self.call[1]}")
+            passes, (output, value), _ = clean_passes(
+                self.model, images, (), f"{self.call[0]}#{self.call[1]}"
+            )
         except DeconvvizError:
             return None
 

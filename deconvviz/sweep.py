@@ -28,7 +28,7 @@ LARGEST_BATCH = {"cpu": 256}
 WORTH_GROWING = 1.03
 """The gain in speed for which a batch is doubled again."""
 SURE = 1.5
-"""From this saving of multiply-adds on, whole passes are not even tried."""
+"""From this saving of multiply-adds on, whole passes need not even be tried."""
 Chosen = NDArray[np.int64]
 
 
@@ -85,20 +85,24 @@ class ChangedParts:
     ) -> None:
         self._passes, self._images, self._windows = tuple(passes), images, windows
         self._fill, self._finish = fill.expand(images.shape), finish
-        self._labels = np.zeros(len(windows), np.int64)
+        self._labels, self._order = np.zeros(len(windows), np.int64), np.zeros(0, np.int64)
         self.work = 0.0
 
     def arranged(self, order: Chosen) -> tuple[Chosen, Chosen]:
         """Windows so that those that are computed together follow each other; and where each such group begins."""
-        firsts = self._windows.firsts[:, order]
-        self._labels[order] = alike(self._passes[0], firsts, self._windows.size)
+        if not np.array_equal(order, self._order):
+            firsts = self._windows.firsts[:, order]
+            self._labels[order] = alike(self._passes[0], firsts, self._windows.size)
+            self._order = order
         order = order[np.argsort(self._labels[order], kind="stable")]
         return order, np.flatnonzero(np.diff(self._labels[order], prepend=-1))
 
-    def saving(self, chosen: Chosen) -> float:
-        """Multiply-adds of whole passes, over those of the changed parts."""
-        plan = self._plan(self._passes[0], chosen)
-        return plan.whole_cost / max(1, plan.cost)
+    def sure(self, order: Chosen) -> bool:
+        """Whether the windows that change most still save so much that whole passes are not worth a try."""
+        if not len(order):
+            return True
+        plan = self._plan(self._passes[0], self.arranged(order)[0][-FIRST_BATCH:])
+        return plan.whole_cost >= SURE * plan.cost
 
     def evaluate(self, chosen: Chosen) -> Any:
         """See :class:`Engine`."""
@@ -124,7 +128,7 @@ def sweep(
     """Evaluate every window of ``order``, those that cost most first.
 
     Args:
-        changed, whole: the engines to choose from; at least one.
+        changed, whole: the engines to choose from by trial; at least one.
         order: the windows' numbers.
         batch: windows in a batch; by default what measures fastest.
         device: where the model is.
@@ -139,7 +143,7 @@ def sweep(
     if not len(order):  # of more processes than windows, some have none
         return
     order, groups = changed.arranged(order) if changed is not None else (order, np.zeros(1, np.int64))
-    pace = _Pace(changed, whole, order[-FIRST_BATCH:], batch, LARGEST_BATCH.get(device, 1024))
+    pace = _Pace(changed, whole, batch, LARGEST_BATCH.get(device, 1024))
     left = order
     with tqdm(total=len(order), disable=not progress, desc="occlusion", unit="window") as bar:
         while len(left):
@@ -173,15 +177,14 @@ class _Pace:
         self,
         changed: ChangedParts | None,
         whole: Sequence[WholePasses],
-        costly: Chosen,
         batch: int | None,
         largest: int,
     ) -> None:
         first = min(FIRST_BATCH, largest) if batch is None else batch
         self._fixed, self.largest = batch is not None, largest if batch is None else batch
         self._trials: list[tuple[Engine, int]] = []
-        if changed is None or (whole and changed.saving(costly) < SURE):
-            self._trials = [(engine, first) for engine in whole if len(whole) > 1 or changed is not None]
+        if len(whole) + (changed is not None) > 1:
+            self._trials = [(engine, first) for engine in whole]
             if changed is not None:
                 self._trials = [(changed, max(1, first // 2)), (changed, first), *self._trials]
         self._engine: Engine = changed if changed is not None else whole[0]

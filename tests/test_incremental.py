@@ -35,7 +35,7 @@ EVERY_CNN = [
 def incremental(model, images, size, firsts):
     """The outputs for windows of zeros at ``firsts`` (axes, W), from the changed parts; and the plan."""
     windows = Windows.sliding(images.shape[1:], (images.shape[1], *size), (1,) * (images.dim() - 1))
-    passes, (output,) = clean_passes(model, images)
+    passes, (output,), _ = clean_passes(model, images)
     plan = Plan(passes[0], firsts, size)
     chosen = [np.flatnonzero((first == windows.starts[1:].T).all(1))[0] for first in firsts.T]
     patches = windows.patches(images[0], torch.zeros((), dtype=images.dtype), np.asarray(chosen))
@@ -403,7 +403,7 @@ def test_windows_that_change_as_much_are_computed_together():
     ).double()
     images, size = image(64, 64), (7, 9)
     firsts = np.stack([axis.ravel() for axis in np.mgrid[0:57:6, 0:55:6]])
-    (clean,), (output,) = clean_passes(model, images)
+    (clean,), (output,), _ = clean_passes(model, images)
     labels = alike(clean, firsts, size)
     order = np.argsort(labels, kind="stable")
     plan = Plan(clean, firsts[:, order], size, labels[order])
