@@ -34,22 +34,25 @@ def own_share(items: NDArray[Number], shard: bool) -> NDArray[Number]:
 
 
 class OtherProcessFailed(WindowFailed):
-    """Another process failed, so this one stopped too."""
+    """Another process failed or ended, so this one stopped too."""
 
 
 @contextlib.contextmanager
 def together(shard: bool) -> Iterator[None]:
     """Around work with :func:`gathered` in it: what fails in one process raises in all, so that none waits for ever.
 
+    Ctrl-C is told to nobody: its process ends at once, which the others notice where they wait for it.
+
     Raises:
-        OtherProcessFailed: with the failing process's rank and message.
+        OtherProcessFailed: with the failing process's rank and message; or a process was killed.
     """
     try:
         yield
     except OtherProcessFailed:
         raise
     except Exception as error:
-        _tell(f"{type(error).__name__}: {error}", shard)
+        with contextlib.suppress(OtherProcessFailed):
+            _tell(f"{type(error).__name__}: {error}", shard)
         raise
     _tell(None, shard)
 
@@ -66,7 +69,8 @@ def gathered(rows: Tensor, shard: bool) -> Tensor:
             torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else rows.device
         )
         whole = rows.to(device)
-        dist.all_reduce(whole)
+        with _waiting():
+            dist.all_reduce(whole)
         return whole.to(rows.device)
     return rows
 
@@ -76,7 +80,19 @@ def _tell(failure: str | None, shard: bool) -> None:
     if not (shard and dist.is_available() and dist.is_initialized()):
         return
     failures: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(failures, failure)
+    with _waiting():
+        dist.all_gather_object(failures, failure)
     told = [f"process {rank} failed: {text}" for rank, text in enumerate(failures) if text is not None]
     if told and failure is None:
         raise OtherProcessFailed("; ".join(told))
+
+
+@contextlib.contextmanager
+def _waiting() -> Iterator[None]:
+    """Around what waits for all processes."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OtherProcessFailed(
+            f"another process was killed, interrupted or can't be reached: {error}"
+        ) from error

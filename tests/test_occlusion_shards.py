@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -45,16 +47,23 @@ distributed.destroy_process_group()
 """
 
 
+def environment(**more: str) -> dict[str, str]:
+    """A process's, from which it finds these tests and what they test."""
+    path = os.pathsep.join([str(HERE), str(HERE.parent)])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
+
+
 def launch(tmp_path, text, world):
     """Run a program in ``world`` processes."""
     program = tmp_path / "program.py"
     program.write_text(text)
-    environment = {
-        **os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]), "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
     launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={world}", "--standalone"]
     done = subprocess.run(
-        [*launcher, str(program), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300
+        [*launcher, str(program), str(tmp_path)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -114,6 +123,56 @@ def test_what_fails_in_one_process_raises_in_all(tmp_path):
     assert all("ValueError: too dark" in text for text in second[:2])
     assert second[2].startswith("InvalidInput")
     assert first == [f"OtherProcessFailed: process 1 failed: {text}" for text in second]
+
+
+ENDING = """
+import os, signal, sys
+import torch
+from torch import distributed
+from test_occlusion import toy
+from trained_like import pictures
+from deconvviz import OcclusionSensitivity
+distributed.init_process_group("gloo")
+rank, model = distributed.get_rank(), toy()
+
+def ending(module, inputs):
+    if rank == 1 and (inputs[0][:, :, 10, 10] == 0).all(1).any():
+        os.kill(os.getpid(), signal.Signals[sys.argv[2]])
+
+model.register_forward_pre_hook(ending)
+hooks = lambda: [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+before, text = hooks(), "no error"
+try:
+    OcclusionSensitivity(model, engine="full", shard=True).attribute(pictures(1, 20), (3, 6, 6), 3, target=1)
+except BaseException as error:
+    text = f"{type(error).__name__}: {error}"
+torch.save([text, hooks() == before], f"{sys.argv[1]}/{rank}.pt")
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGINT"])
+def test_when_a_process_ends_the_others_do_not_wait(tmp_path, how):
+    """Killed, or by Ctrl-C; started by hand, as torchrun itself ends the others."""
+    program = tmp_path / "program.py"
+    program.write_text(ENDING)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command, started = [sys.executable, str(program), str(tmp_path), how], []
+    for rank in ("0", "1"):
+        process = environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE="2", RANK=rank)
+        started.append(subprocess.Popen(command, env=process))
+    try:
+        first, second = (process.wait(timeout=120) for process in started)
+    finally:
+        for process in started:
+            process.kill()
+    assert first == 0 and second == (-signal.SIGKILL if how == "SIGKILL" else 0)
+    text, left_as_found = torch.load(tmp_path / "0.pt")
+    assert text.startswith("OtherProcessFailed: another process was killed") and left_as_found
+    if how == "SIGINT":
+        assert torch.load(tmp_path / "1.pt") == ["KeyboardInterrupt: ", True]
 
 
 def test_without_a_process_group_the_remedy_is_said():
