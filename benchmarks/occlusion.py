@@ -113,7 +113,7 @@ def auto_over_full(name: str) -> tuple[int, float, float]:
     """Seconds of a sweep by whole passes, and by what ``engine="auto"`` chooses.
 
     Of a patch of 32 at a stride of 32, where its trials and what it prepares weigh most; of 8, as above, for networks
-    that do the short sweep within a second.
+    that do the short sweep within two seconds.
     """
     model, image = setting(name)
     side = image.shape[-1]
@@ -124,7 +124,7 @@ def auto_over_full(name: str) -> tuple[int, float, float]:
         )
 
     short = side_by_side({"full": lambda: sweep("full", 32)}, runs=1, warm_up=0)["full"]
-    stride, runs = (STRIDE, 3) if short < 1 else (32, 2)
+    stride, runs = (STRIDE, 3) if short < 2 else (32, 2)
     times = side_by_side(
         {engine: lambda e=engine: sweep(e, stride) for engine in ("full", "auto")}, runs=runs, warm_up=0
     )

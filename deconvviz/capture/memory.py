@@ -45,30 +45,30 @@ class Memory:
         self._constants.setdefault(address(held), []).append(held)
         return held
 
-    def sharing(self, target: Tensor) -> list[tuple[Tensor, Tensor | None]]:
-        """The other live tensors on ``target``'s memory, untracked ones with a copy from before a write."""
+    def sharing(self, target: Tensor, where: int) -> list[tuple[Tensor, Tensor | None]]:
+        """The other live tensors on ``target``'s memory, ``where``; untracked ones with a copy from before a write."""
+        marks, at = self._marks, self._at
         for key in self._new:
-            tensor = self._marks[key][0]()
+            tensor = marks[key][0]()
             if tensor is not None:
-                self._at.setdefault(address(tensor), set()).add(key)
+                at.setdefault(address(tensor), set()).add(key)
         self._new.clear()
-        memory = address(target) if target.numel() else 0
         found: list[tuple[Tensor, Tensor | None]] = []
-        for key in sorted(self._at.get(memory, ())) if memory else ():
-            reference, mark = self._marks[key]
+        for key in sorted(at.get(where, ())) if where and target.numel() else ():
+            reference, mark = marks[key]
             tensor = reference()
-            if tensor is None or address(tensor) != memory:
-                self._at[memory].discard(key)
-            elif tensor is not target:
+            if tensor is target:
+                continue
+            if tensor is None or address(tensor) != where:
+                at[where].discard(key)
+            else:
                 found.append((tensor, None if mark >= 0 else tensor.detach().clone()))
         return found
 
-    def preserve(self, target: Tensor, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Before ``target`` is written to: copy the constants, and those of ``tensors``, on its memory."""
-        memory = address(target)
-        for constant in self._constants.pop(memory, ()):
+    def preserve(self, where: int) -> None:
+        """Before a write to the memory ``where``: copy the constants on it."""
+        for constant in self._constants.pop(where, ()):
             constant.data = constant.clone()
-        return tuple([t.detach().clone() if address(t) == memory else t for t in tensors])
 
     def clear(self) -> None:
         """Forget all tensors."""

@@ -35,14 +35,14 @@ class Places:
         As ``register_forward_pre_hook`` and ``register_forward_hook(with_kwargs=True, always_call=True)`` do,
         at a quarter of their cost, which each recorded pass has.
         """
-        key, hooked = self._key, self._hooked
+        key, hooked, enter, leave = self._key, self._hooked, self.enter, self.leave
         for name, module in model.named_modules():
             if name or root:
                 before, after = module._forward_pre_hooks, module._forward_hooks
                 kwargs, always = module._forward_hooks_with_kwargs, module._forward_hooks_always_called
                 hooked += (before, after, kwargs, always)
-                before[key] = functools.partial(self.enter, name)
-                after[key] = functools.partial(self.leave, name)
+                before[key] = functools.partial(enter, name)
+                after[key] = functools.partial(leave, name)
                 kwargs[key] = always[key] = True
 
     def unhook(self) -> None:

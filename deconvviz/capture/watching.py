@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from deconvviz.capture.as_found import left_as_found
-from deconvviz.capture.memory import CONSTANT
+from deconvviz.capture.memory import CONSTANT, address
 from deconvviz.capture.operations import Operation, operation, outline, replaced, written
 from deconvviz.capture.places import Place, Places
 from deconvviz.capture.writing import TapeWriter
@@ -145,15 +145,16 @@ class Capture(TorchFunctionMode, Places):
     def _observe(self, what: Operation, function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         writer, memory, place = self._writer, self._writer.memory, self._calls[-1]
         if what.sets_data:  # x.data = y: from here on x is y
-            writer.preserve(args[0])
+            writer.preserve(address(args[0]))
             mark = memory.mark(args[1])
             memory.know(args[0], CONSTANT if mark is None else mark)
             return function(*args)
         where, target = written(what, args, kwargs)
         aliases: Sequence[tuple[Tensor, Tensor | None]] = ()
         if target is not None:
-            aliases = memory.sharing(target)
-            writer.preserve(target)
+            at = address(target)
+            aliases = memory.sharing(target, at)
+            writer.preserve(at)
             for alias, before in aliases:
                 if before is None and memory.value(target) is None and where is not None:  # written via .data
                     writer.overwrite(place, target, target.detach().clone(), alias)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deconvviz.capture.memory import CONSTANT, DERIVED, Memory, write_through, written_from
+from deconvviz.capture.memory import CONSTANT, DERIVED, Memory, address, write_through, written_from
 from deconvviz.capture.places import Place
 from deconvviz.errors import NoForwardPass
 from deconvviz.rules import GATES, HIDDEN_CODE, KEEPS_GATES, PLAIN_GRADIENT, UNSUPPORTED, rule_of
@@ -34,11 +34,13 @@ class TapeWriter:
         self._parameters: set[int] = set()
         self._held: set[int] | None = None
         self._gated = False
+        self._inputs_at: set[int] = set()
 
     def begin(self, tensors: Sequence[Tensor]) -> None:
         """Number the inputs."""
         self.tape.inputs = [self._track(tensor) for tensor in tensors]
         self.tape.tensors = tuple(tensors)
+        self._inputs_at = {address(tensor) for tensor in tensors}
 
     # ── arguments ────────────────────────────────────────────────────────────────────────────────────
 
@@ -192,9 +194,12 @@ class TapeWriter:
 
     # ── writes through shared memory ─────────────────────────────────────────────────────────────────
 
-    def preserve(self, target: Tensor) -> None:
-        """Before ``target`` is written to: copies of the tape's inputs and constants on the same memory."""
-        self.tape.tensors = self.memory.preserve(target, self.tape.tensors)
+    def preserve(self, where: int) -> None:
+        """Before a write to the memory ``where``: copies of the tape's inputs and constants on it."""
+        self.memory.preserve(where)
+        if where in self._inputs_at:
+            tensors = [t.detach().clone() if address(t) == where else t for t in self.tape.tensors]
+            self.tape.tensors, self._inputs_at = tuple(tensors), {address(t) for t in tensors}
 
     def overwrite(self, place: Place, alias: Tensor, before: Tensor | None, target: Tensor) -> None:
         """Write down that ``alias`` changed where ``target``, on the same memory, was written to."""

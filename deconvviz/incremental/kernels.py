@@ -67,10 +67,12 @@ class Winograd:
 
     def __init__(self, weight: Tensor, bias: Tensor | None, direct: Kernel) -> None:
         taps = torch.tensor([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], dtype=torch.float64) / 2
-        matrix = torch.kron(taps, taps) @ weight.double().flatten(2).movedim(2, 0).flatten(1)
-        # transposed, as the tiles' columns go before their rows
-        matrices = matrix.view(4, 4, *weight.shape[:2]).transpose(0, 1).flatten(0, 1).to(weight.dtype)
-        self._products = [product(each) for each in matrices.unbind()]
+        cells = weight.double().flatten(2).movedim(2, 0).flatten(1)
+        self._products = []
+        for column in taps:  # as the tiles' columns go before their rows
+            for row in taps:
+                matrix = (torch.outer(row, column).flatten() @ cells).view(weight.shape[:2])
+                self._products.append(product(matrix.to(weight.dtype)))
         self._bias = weight.new_zeros(len(weight)) if bias is None else bias
         self._direct, self._channels = direct, sum(weight.shape[:2])
 
