@@ -132,6 +132,7 @@ from torch import distributed
 from test_occlusion import toy
 from trained_like import pictures
 from deconvviz import OcclusionSensitivity
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what was started in the background ignores it
 distributed.init_process_group("gloo")
 rank, model = distributed.get_rank(), toy()
 
