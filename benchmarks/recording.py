@@ -1,6 +1,6 @@
 """What recording costs the user's own pass: ``model(images)`` with a Deconvnet attached, over without.
 
-Processes differ by a third in how fast the same pass runs in them (where its weights came to lie), so each row
+Processes differ by a third in how fast the same pass runs in them, so each row
 is the median of several fresh ones, with the range of their ratios.
 
     python benchmarks/recording.py

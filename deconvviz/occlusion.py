@@ -135,15 +135,17 @@ class OcclusionSensitivity(PerturbationAttribution):
         with together(self.shard), self._context(tensors):
             model = _Selected(self.forward_func, target, additional)
             changed, clean = self._changed(model, tensors, windows, fills)
-            asked, results = _whole_number(perturbations_per_eval), []
+            orders = [own_share(each.order(), self.shard) for each in windows]
+            parts = changed is not None and (self.engine == "incremental" or changed.sure(orders[0]))
+            asked = perturbations_per_eval
+            batch = _whole_number(asked) if parts else _batch(asked, model, tensors, clean)
+            results = []
             for i, tensor in enumerate(tensors):
-                order = own_share(windows[i].order(), self.shard)
-                whole: list[WholePasses] = []
-                if changed is None or not (self.engine == "incremental" or changed.sure(order)):
-                    asked = _batch(perturbations_per_eval, model, tensors, clean)
-                    whole = _whole_passes(model, tensors, i, windows[i], fills[i], clean)
+                whole = [] if parts else _whole_passes(model, tensors, i, windows[i], fills[i], clean)
                 falls = torch.zeros(len(windows[i]), clean.numel(), dtype=torch.float64)
-                for chosen, fall in sweep(changed, whole, order, asked, tensor.device.type, show_progress):
+                for chosen, fall in sweep(
+                    changed, whole, orders[i], batch, tensor.device.type, show_progress
+                ):
                     falls[chosen] = fall.double().cpu()
                 results.append(_averaged(windows[i], gathered(falls, self.shard), tensor, clean))
         return tuple(results) if isinstance(inputs, tuple) else results[0]

@@ -79,13 +79,10 @@ class Memory:
 
 def address(tensor: Tensor) -> int:
     """Where a tensor's storage lies; 0 if it has none."""
-    if tensor.layout is not STRIDED:
+    if tensor.layout is not torch.strided:
         return 0
     first, offset = tensor.data_ptr(), int(tensor.storage_offset())  # its storage's is slower
     return first - offset * tensor.element_size() if offset else first
-
-
-STRIDED = torch.strided
 
 
 def written_from(geometries: Any, size: int, device: torch.device) -> Tensor:

@@ -41,11 +41,6 @@ LIKE = _names("expand_as view_as reshape_as type_as to")
 """Operations whose second tensor lends them its shape or dtype, and no signal."""
 
 
-def outline(item: Any) -> Any:
-    """What has the shape, dtype and device of a tensor, and no content; other items as they are."""
-    return item.new_empty(()).expand(item.shape) if isinstance(item, Tensor) else item
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Operation:
     """What a function is called in the table, and what to expect of it."""
@@ -71,17 +66,18 @@ class Operation:
 
 @functools.cache
 def operation(function: Callable[..., Any]) -> Operation:
-    """Of ``Tensor.relu_`` and ``F.relu`` alike: ``relu``."""
-    name = _name(function)
+    """What there is to know of a function; ``Tensor.relu_`` and ``F.relu`` have one name, ``relu``."""
+    name, (writes, inplace) = _name(function), _writing(function)
     return Operation(
-        name,
-        name in QUERIES,
-        name == "set_data",
-        name in LIKE,
-        name in DETACHED,
-        name in DETACHED or name in FRESH or name in TO_NUMPY,
-        name in TO_NUMPY,
-        *_writing(function),
+        name=name,
+        query=name in QUERIES,
+        sets_data=name == "set_data",
+        like=name in LIKE,
+        detached=name in DETACHED,
+        cut=name in DETACHED | FRESH | TO_NUMPY,
+        to_numpy=name in TO_NUMPY,
+        writes=writes,
+        inplace=inplace,
     )
 
 
@@ -123,6 +119,11 @@ def written(what: Operation, args: Any, kwargs: dict[str, Any]) -> tuple[int | s
         if isinstance(kwargs.get(key), Tensor):
             return key, kwargs[key]
     return None, None
+
+
+def outline(item: Any) -> Any:
+    """What has the shape, dtype and device of a tensor, and no content; other items as they are."""
+    return item.new_empty(()).expand(item.shape) if isinstance(item, Tensor) else item
 
 
 def replaced(arguments: Any, keywords: Any, where: Any, item: Any) -> tuple[Any, Any]:
