@@ -23,7 +23,7 @@ from deconvviz.layers import address
 from deconvviz.rules import HIDDEN_CODE, UNSUPPORTED, Context
 from deconvviz.tape import Step, Tape
 
-SMALLEST_BUDGET, DEVICE_BUDGET = 2**20, 2**30
+SMALLEST_BUDGET, DEVICE_BUDGET = 2**19, 2**30
 """Bytes that signals which go through a step together may always take there, on a CPU and on an accelerator."""
 
 Signal = Tensor | Boxed

@@ -38,6 +38,7 @@ class CleanPass:
         self.contents = self._run(tape.tensors[0])
         self._values: dict[tuple[int, tuple[int, ...]], CleanValue] = {}
         self._kernels: dict[int, Kernel] = {}
+        self._scales: dict[int, tuple[Tensor, Tensor]] = {}
         self._wholes: dict[tuple[int, bool], Callable[[Batch], Any]] = {}
 
     def shape(self, value: int | None) -> tuple[int, ...]:
@@ -63,8 +64,19 @@ class CleanPass:
             self._kernels[id(step)] = kernel
         return self._kernels[id(step)]
 
+    def batch_norm(self, step: Step, tensor: Tensor, in_place: bool) -> Tensor:
+        """A recorded batch norm with fixed statistics, of (B, C, ...), in one pass over the tensor."""
+        if id(step) not in self._scales:
+            dtype, shape = step.argument(1, "running_mean").dtype, (1, -1, *[1] * (tensor.dim() - 2))
+            scale, shift = (numbers.to(dtype).view(shape) for numbers in scale_and_shift(step))
+            self._scales[id(step)] = scale, shift
+        scale, shift = self._scales[id(step)]
+        if tensor.dtype != scale.dtype:
+            return step.rerun(tensor)
+        return torch.addcmul(shift, tensor, scale, out=tensor if in_place else None)
+
     def whole(self, i: int, in_place: bool) -> Callable[[Batch], Any]:
-        """What computes step ``i`` on whole values; ``in_place`` as it was recorded, else in new memory."""
+        """What computes step ``i`` on whole values; ``in_place`` if nobody else needs what that overwrites."""
         if (i, in_place) not in self._wholes:
             self._wholes[i, in_place] = whole(self, self.steps[i], in_place)
         return self._wholes[i, in_place]
@@ -91,6 +103,8 @@ def whole(clean: CleanPass, step: Step, in_place: bool = False) -> Callable[[Bat
         tensors = [batch.whole(value) for value in step.inputs]
         if pads is not None:
             return clean.kernel(step)(F.pad(tensors[0], pads) if any(pads) else tensors[0])
+        if batched and step.operation == "batch_norm":
+            return clean.batch_norm(step, tensors[0], in_place)
         if batched:
             return step.overwrite(*tensors) if in_place else step.rerun(*tensors)
         single = [t if lack else t.unsqueeze(1) for t, lack in zip(tensors, lacking, strict=False)]
@@ -182,15 +196,21 @@ def folded(steps: Sequence[Step], wanted: Sequence[int]) -> list[Step]:
     return kept
 
 
-def _fold(step: Step, norm: Step) -> Step:
-    weight, bias = step.argument(1, "weight"), step.argument(2, "bias")
-    mean, variance, gamma, beta = (
+def scale_and_shift(norm: Step) -> tuple[Tensor, Tensor]:
+    """What a batch norm with fixed statistics multiplies each channel by, then adds; (C,) in double precision."""
+    mean, variance, weight, bias = (
         norm.argument(1 + i, name) for i, name in enumerate(("running_mean", "running_var", "weight", "bias"))
     )
     scale = (variance.double() + norm.argument(7, "eps", 1e-5)).rsqrt()
-    scale = scale if gamma is None else scale * gamma.detach()
-    shift = -mean.double() if bias is None else bias.detach() - mean.double()
-    shift = shift * scale if beta is None else shift * scale + beta.detach()
+    scale = scale if weight is None else scale * weight.detach()
+    shift = -mean.double() * scale
+    return scale, shift if bias is None else shift + bias.detach()
+
+
+def _fold(step: Step, norm: Step) -> Step:
+    weight, bias = step.argument(1, "weight"), step.argument(2, "bias")
+    scale, shift = scale_and_shift(norm)
+    shift = shift if bias is None else shift + bias.detach() * scale
     new_weight = (weight.detach() * scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
     rest = [
         step.argument(3 + i, name, default)

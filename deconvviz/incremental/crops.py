@@ -41,7 +41,12 @@ class CleanValue:
 
 
 def read(
-    clean: CleanValue, changed: Region, crops: Tensor, wanted: Boxes | Region, fill: float = 0.0
+    clean: CleanValue,
+    changed: Region,
+    crops: Tensor,
+    wanted: Boxes | Region,
+    fill: float = 0.0,
+    out: Tensor | None = None,
 ) -> Tensor:
     """The boxes ``wanted`` (they may reach into the padding) of a value of which ``changed`` holds ``crops``.
 
@@ -51,6 +56,7 @@ def read(
         crops: what they changed to, (B, ...).
         wanted: the boxes to read, in cells of the value; below 0 or past its end lies padding.
         fill: the padding's content.
+        out: where to write them: some channels of a tensor made by :func:`from_rows`.
 
     Returns:
         (B, ...) with the boxes' extent along the spatial axes.
@@ -65,8 +71,8 @@ def read(
             source.append(slice(span.start - d, span.stop - d))
         inner = along(crops, wanted.axes, source)
         if all(span == slice(0, size) for span, size in zip(spans, wanted.size, strict=True)):
-            return inner
-    boxes = clean_boxes(clean, wanted, fill)
+            return inner if out is None else out.copy_(inner)
+    boxes = clean_boxes(clean, wanted, fill, out)
     if aligned:
         along(boxes, wanted.axes, spans).copy_(inner)
         return boxes
@@ -76,12 +82,14 @@ def read(
     rows = rows.view(len(inside), -1)
     if not inside.all():
         rows = rows.index_select(0, _tensor(np.flatnonzero(inside), rows))
-    to_rows(boxes, wanted.axes).view(-1, rows.shape[1]).index_copy_(0, _tensor(places, rows), rows)
+    _in_rows(boxes, wanted.axes).view(-1, rows.shape[1]).index_copy_(0, _tensor(places, rows), rows)
     return boxes
 
 
-def clean_boxes(clean: CleanValue, wanted: Boxes | Region, fill: float = 0.0) -> Tensor:
-    """The boxes ``wanted``, which may reach into the padding, as the clean pass has them."""
+def clean_boxes(
+    clean: CleanValue, wanted: Boxes | Region, fill: float = 0.0, out: Tensor | None = None
+) -> Tensor:
+    """The boxes ``wanted``, which may reach into the padding, as the clean pass has them; as :func:`read`."""
     ends = wanted.firsts.max(axis=1) + wanted.size
     before = [max(0, -a) for a in wanted.firsts.min(axis=1).tolist()]
     after = [max(0, end - n) for end, n in zip(ends.tolist(), clean.rows.shape, strict=False)]
@@ -89,13 +97,20 @@ def clean_boxes(clean: CleanValue, wanted: Boxes | Region, fill: float = 0.0) ->
     space, channels = padded.shape[: len(before)], padded.shape[len(before) :]
     rows = padded.reshape(math.prod(space), -1)
     index = _index(wanted.firsts + np.asarray(before)[:, None], wanted.size, space)
-    boxes = rows.index_select(0, _tensor(index.ravel(), rows)).view(-1, *wanted.size, *channels)
-    return from_rows(boxes, wanted.axes)
+    cells = _tensor(index.ravel(), rows)
+    if out is not None:
+        torch.index_select(rows, 0, cells, out=_in_rows(out, wanted.axes).view(-1, rows.shape[1]))
+        return out
+    return from_rows(rows.index_select(0, cells).view(-1, *wanted.size, *channels), wanted.axes)
 
 
 def to_rows(tensor: Tensor, axes: Sequence[int]) -> Tensor:
     """(B, ...) with its spatial axes moved to the front, behind the batch's, and each cell's channels together."""
-    return tensor.movedim(tuple(axes), tuple(range(1, 1 + len(axes)))).contiguous()
+    return _in_rows(tensor, axes).contiguous()
+
+
+def _in_rows(tensor: Tensor, axes: Sequence[int]) -> Tensor:
+    return tensor.movedim(tuple(axes), tuple(range(1, 1 + len(axes))))
 
 
 def from_rows(rows: Tensor, axes: Sequence[int]) -> Tensor:

@@ -60,7 +60,7 @@ def pointwise(plan: Group, step: Step) -> Work | None:
 
 
 def channelwise(plan: Group, step: Step) -> Work | None:
-    """Each cell from the channels of that cell: batch norm, and what works along an axis that isn't spatial."""
+    """Each cell from the channels of that cell: what works along an axis that isn't spatial."""
     region, rank = plan.region(step.inputs[0]), len(plan.shape(step.inputs[0]))
     mixed = {
         "layer_norm": lambda: range(rank - len(step.argument(1, "normalized_shape")), rank),
@@ -75,9 +75,17 @@ def channelwise(plan: Group, step: Step) -> Work | None:
     return _on_cells(plan, step, region)
 
 
+def normed(plan: Group, step: Step) -> Work | None:
+    """A batch norm with fixed statistics."""
+    region, in_place = plan.region(step.inputs[0]), plan.may_overwrite(step)
+    if not first_alone(step) or 1 in region.axes:
+        return None
+    return Work([region], lambda batch: plan.clean.batch_norm(step, batch.crops(step.inputs[0]), in_place))
+
+
 def _on_cells(plan: Group, step: Step, region: Region) -> Work:
     """Call a step on boxes as it would be on whole values; in place if nobody else needs what it overwrites."""
-    in_place = step.written is not None and plan.may_overwrite(step)
+    in_place = plan.may_overwrite(step)
 
     def run(batch: Batch) -> Any:
         boxes = [batch.read(value, region) for value in step.inputs]
@@ -98,9 +106,24 @@ def concatenated(plan: Group, step: Step) -> Work | None:
     ):
         return None
     region = union(regions)
+    sizes = list(plan.shape(step.outputs[0]))
+    for axis, n in zip(region.axes, region.size, strict=True):
+        sizes[axis] = n
+    dtypes = {plan.clean.contents[value].dtype for value in (*step.inputs, step.outputs[0] or 0)}
+    if len(dtypes) > 1 or len(sizes) != len(region.axes) + 2:  # axes beside the channels: copied twice
+        return Work(
+            [region], lambda batch: torch.cat([batch.read(value, region) for value in step.inputs], dim)
+        )
+    channels = [plan.shape(step.inputs[item.k])[dim] for item in terms]
 
     def run(batch: Batch) -> Tensor:
-        return torch.cat([batch.read(value, region) for value in step.inputs], dim)
+        first = batch.crops(step.inputs[0])
+        sizes[0] = len(first)
+        rows = first.new_empty([sizes[axis] for axis in (0, *region.axes, dim % rank)])
+        output = from_rows(rows, region.axes)
+        for item, part in zip(terms, output.split(channels, dim), strict=True):
+            batch.read(step.inputs[item.k], region, out=part)
+        return output
 
     return Work([region], run)
 
@@ -246,7 +269,8 @@ _ROWS: list[tuple[str, Form]] = [
         "add sub rsub mul div where maximum minimum type float double half bfloat16",
         pointwise,
     ),
-    ("batch_norm prelu layer_norm rms_norm linear softmax log_softmax glu local_response_norm", channelwise),
+    ("batch_norm", normed),
+    ("prelu layer_norm rms_norm linear softmax log_softmax glu local_response_norm", channelwise),
     ("cat concat concatenate", concatenated),
     (
         "permute transpose movedim moveaxis swapaxes swapdims squeeze unsqueeze getitem chunk split narrow select "

@@ -163,8 +163,9 @@ class Group:
         return region
 
     def may_overwrite(self, step: Step) -> bool:
-        """Whether nothing but this step needs the boxes of the tensor that it overwrites."""
+        """Whether nothing but this step needs the boxes that it overwrites: as recorded, or a batch norm's."""
         target = step.argument(step.written, "") if isinstance(step.written, int) else None
+        target = step.argument(0, "input") if step.operation == "batch_norm" else target
         if not isinstance(target, Slot):
             return False
         value = step.inputs[target.k]
@@ -188,8 +189,7 @@ class Group:
         if form is not None and all(self.regions.get(value) is not None for value in step.inputs):
             work = form(self, step)
         if work is None or any(r is not None and r.coverage >= self._dense_from for r in work.regions):
-            in_place = step.written is not None and self.may_overwrite(step)
-            run = self.clean.whole(i, in_place)
+            run = self.clean.whole(i, in_place=self.may_overwrite(step))
             work = Work([None] * len(step.outputs), run, step.operation in ALLOCATES, whole=True)
         for value, region in zip(step.outputs, work.regions, strict=False):
             if value is not None:
@@ -231,12 +231,14 @@ class Batch:
         change = self.held[value][:, fmap] - self.clean_crops(value)[:, fmap]
         return clean[0, fmap].sum() + change.flatten(1).sum(1)
 
-    def read(self, value: int, wanted: Boxes | Region, fill: float = 0.0) -> Tensor:
+    def read(
+        self, value: int, wanted: Boxes | Region, fill: float = 0.0, out: Tensor | None = None
+    ) -> Tensor:
         """Other boxes of a value, the padding included (:func:`~deconvviz.incremental.crops.read`)."""
-        region = self._region(value)
+        region, crops = self._region(value), self.held[value]
         if wanted is region:
-            return self.held[value]
-        return read(self._clean.value(value, region.axes), region, self.held[value], wanted, fill)
+            return crops if out is None else out.copy_(crops)
+        return read(self._clean.value(value, region.axes), region, crops, wanted, fill, out)
 
     def whole(self, value: int) -> Tensor:
         """A value whole: (B, ...) if it has a batch axis of one, else (B, *its shape)."""

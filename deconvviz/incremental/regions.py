@@ -61,11 +61,10 @@ class Region:
     def through(self, kernel: Sequence[int], stride: Sequence[int], before: Sequence[int],
                 space: Sequence[int]) -> Region:  # fmt: skip
         """What changes of the outputs of a windowed operation, in an output of extent ``space``."""
-        starts, ends = [], []
-        for a, b, k, s, p, o in zip(self.starts, self.ends, kernel, stride, before, space, strict=True):
-            starts.append(np.clip(-((k - 1 - a - p) // s), 0, o - 1))
-            ends.append(np.clip((b - 1 + p) // s, starts[-1], o - 1) + 1)
-        return Region(self.axes, tuple(space), np.stack(starts), np.stack(ends))
+        k, s, p, o = (np.asarray(item)[:, None] for item in (kernel, stride, before, space))
+        starts = np.minimum(np.maximum(-((k - 1 - self.starts - p) // s), 0), o - 1)
+        ends = np.minimum(np.maximum((self.ends - 1 + p) // s, starts), o - 1) + 1
+        return Region(self.axes, tuple(space), starts, ends)
 
     def read_by(self, kernel: Sequence[int], stride: Sequence[int], before: Sequence[int]) -> Boxes:
         """The boxes of the padded input that the outputs in these boxes read; cell 0 is the first before padding."""
