@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from deconvviz.incremental.crops import CleanValue
-from deconvviz.incremental.kernels import Kernel, filtering, product
+from deconvviz.incremental.kernels import Kernel, Winograd, filtering, product
 from deconvviz.rules import EXACT
 from deconvviz.rules.linear import each, filter_arguments
 from deconvviz.tape import Slot, Step, Tape, flatten
@@ -102,7 +102,11 @@ def whole(clean: CleanPass, step: Step, in_place: bool = False) -> Callable[[Bat
     def run(batch: Batch) -> Any:
         tensors = [batch.whole(value) for value in step.inputs]
         if pads is not None:
-            return clean.kernel(step)(F.pad(tensors[0], pads) if any(pads) else tensors[0])
+            kernel = clean.kernel(step)
+            if not any(pads):
+                return kernel(tensors[0])
+            if isinstance(kernel, Winograd):
+                return kernel(F.pad(tensors[0], pads))
         if batched and step.operation == "batch_norm":
             return clean.batch_norm(step, tensors[0], in_place)
         if batched:
