@@ -138,6 +138,24 @@ def test_pools(case, ceil_mode, kind, count_include_pad):
 
 
 @at_random
+@given(convolutions(), st.booleans(), st.booleans(), st.sampled_from([1, 4]))
+def test_average_pool_before_a_filter_of_one_cell(case, count_include_pad, bias, outward):
+    """The pool goes behind the filter where that leaves it fewer channels."""
+    geometry, size, patch = case
+    n = len(size)
+    kernel, stride = geometry.options["kernel_size"], geometry.options["stride"]
+    padding = tuple(min(p, k // 2) for p, k in zip(geometry.options["padding"], kernel, strict=True))
+    pool = getattr(nn, f"AvgPool{n}d")(kernel, stride, padding, count_include_pad=count_include_pad)
+    convolution = getattr(nn, f"Conv{n}d")
+    torch.manual_seed(0)
+    layers = convolution(4, 4, 3), pool, convolution(4, outward, 1, bias=bias), nn.Tanh(), nn.Flatten()
+    space = tuple(s + 2 for s in size)
+    plan = agree(nn.Sequential(*layers).double().eval(), image(*space), patch, spread(space, patch))
+    order = [step.operation[:4] for step in plan._clean.steps][:3]
+    assert order == (["conv", "conv", "avg_"] if outward < 4 else ["conv", "avg_", "conv"])
+
+
+@at_random
 @given(
     st.lists(st.tuples(st.integers(1, 4), st.integers(4, 11)), min_size=1, max_size=3),
     st.booleans(),

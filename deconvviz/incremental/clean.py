@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +12,7 @@ from torch.func import vmap
 
 from deconvviz.incremental.crops import CleanValue
 from deconvviz.incremental.kernels import Kernel, Winograd, filtering, product
-from deconvviz.rules import EXACT
+from deconvviz.incremental.rewriting import cheaper, scale_and_shift
 from deconvviz.rules.linear import each, filter_arguments
 from deconvviz.tape import Slot, Step, Tape, flatten
 
@@ -33,7 +32,7 @@ class CleanPass:
         self.tape, self.wanted = tape, tuple(wanted)
         (self.input,) = tape.inputs
         needed = {id(step) for value in wanted for step in tape.leading_to(value)}
-        self.steps = folded([step for step in tape.steps if id(step) in needed], self.wanted)
+        self.steps = cheaper([step for step in tape.steps if id(step) in needed], self.wanted)
         self.last = {value: i for i, step in enumerate(self.steps) for value in step.inputs}
         self.contents = self._run(tape.tensors[0])
         self._values: dict[tuple[int, tuple[int, ...]], CleanValue] = {}
@@ -43,7 +42,7 @@ class CleanPass:
 
     def shape(self, value: int | None) -> tuple[int, ...]:
         """A value's shape."""
-        return () if value is None else tuple(self.tape.values[value].shape)
+        return () if value is None else tuple(self.contents[value].shape)
 
     def value(self, value: int, axes: tuple[int, ...]) -> CleanValue:
         """A value, to gather boxes from."""
@@ -172,56 +171,6 @@ def _keeps_batch(step: Step, shapes: Sequence[Sequence[int]]) -> bool:
             c.dim() < rank or (c.dim() == rank and c.shape[0] == 1) for c in constants
         )
     return rank > 1
-
-
-def folded(steps: Sequence[Step], wanted: Sequence[int]) -> list[Step]:
-    """The steps with each batch norm that alone follows a convolution folded into its weights."""
-    consumers: dict[int, list[Step]] = {}
-    for step in steps:
-        for value in step.inputs:
-            consumers.setdefault(value, []).append(step)
-    kept: list[Step] = []
-    gone: set[int] = set()
-    for step in steps:
-        if id(step) in gone:
-            continue
-        after = consumers.get(step.outputs[0] if step.outputs[0] is not None else -1, [])
-        if (
-            step.operation in ("conv1d", "conv2d", "conv3d")
-            and len(after) == 1
-            and after[0].operation == "batch_norm"
-            and after[0].kind == EXACT
-            and step.outputs[0] not in wanted
-            and isinstance(step.argument(0, "input"), Slot)
-        ):
-            gone.add(id(after[0]))
-            step = _fold(step, after[0])
-        kept.append(step)
-    return kept
-
-
-def scale_and_shift(norm: Step) -> tuple[Tensor, Tensor]:
-    """What a batch norm with fixed statistics multiplies each channel by, then adds; (C,) in double precision."""
-    mean, variance, weight, bias = (
-        norm.argument(1 + i, name) for i, name in enumerate(("running_mean", "running_var", "weight", "bias"))
-    )
-    scale = (variance.double() + norm.argument(7, "eps", 1e-5)).rsqrt()
-    scale = scale if weight is None else scale * weight.detach()
-    shift = -mean.double() * scale
-    return scale, shift if bias is None else shift + bias.detach()
-
-
-def _fold(step: Step, norm: Step) -> Step:
-    weight, bias = step.argument(1, "weight"), step.argument(2, "bias")
-    scale, shift = scale_and_shift(norm)
-    shift = shift if bias is None else shift + bias.detach() * scale
-    new_weight = (weight.detach() * scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
-    rest = [
-        step.argument(3 + i, name, default)
-        for i, (name, default) in enumerate((("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1)))
-    ]
-    arguments = (Slot(0), new_weight, shift.to(weight.dtype), *rest)
-    return replace(step, arguments=arguments, keywords={}, outputs=norm.outputs, written=None)
 
 
 def channels_last(images: Tensor) -> Tensor:

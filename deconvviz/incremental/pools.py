@@ -66,7 +66,9 @@ def _averaged(plan: Group, step: Step, kernel: Sequence[int], stride: Sequence[i
     scale = math.prod(kernel) / divisor if divisor else 1.0
 
     def run(batch: Batch) -> Tensor:
-        output = pool(batch.read(step.inputs[0], wanted), kernel, stride) * scale
+        output = pool(batch.read(step.inputs[0], wanted), kernel, stride)
+        if scale != 1:
+            output *= scale
         for axis, (factor, size) in enumerate(zip(factors, out.size, strict=True)):
             if (factor != 1).any():
                 values = factor[out.firsts[axis][:, None] + np.arange(size)]
