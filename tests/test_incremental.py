@@ -185,6 +185,18 @@ def test_other_interpolations_are_computed_whole(how):
     agree(around(layer), image(9, 9), (2, 3), spread((9, 9), (2, 3)))
 
 
+class BesideSkip(nn.Module):
+    """What a layer gives is needed again after the next one, which may not overwrite it."""
+
+    def __init__(self, first, second):
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.second(x) + x
+
+
 class WrittenWhole(nn.Module):
     """What follows a sum along an axis is whole, and is written to: once while others need it, once seen by a view."""
 
@@ -238,6 +250,10 @@ LAYERS = {
     "sigmoid": nn.Sigmoid(),
     "dropout": nn.Dropout(),
     "batch norm": nn.BatchNorm2d(4),
+    "batch norm after a pool": nn.Sequential(nn.MaxPool2d(2, 1), nn.BatchNorm2d(4, affine=False), nn.ReLU()),
+    "batch norm beside a skip": BesideSkip(nn.MaxPool2d(3, 1, 1), nn.BatchNorm2d(4)),
+    "cat of rows": Calls(lambda x: torch.cat([x.unflatten(1, (2, 2)), F.max_pool2d(x, 3, 1, 1).unflatten(1, (2, 2))], 2)
+                         .flatten(1, 2)[:, :4]),
     "group norm": nn.GroupNorm(2, 4),
     "instance norm": nn.InstanceNorm2d(4, affine=True),
     "local response": nn.LocalResponseNorm(3),

@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vmap
 
 from deconvviz.incremental.crops import CleanValue
-from deconvviz.incremental.kernels import Kernel, Winograd, filtering, product
-from deconvviz.incremental.rewriting import cheaper, scale_and_shift
+from deconvviz.incremental.kernels import Kernel, filtering, product
+from deconvviz.incremental.rewriting import cheaper
+from deconvviz.incremental.work import first_alone
 from deconvviz.rules.linear import each, filter_arguments
-from deconvviz.tape import Slot, Step, Tape, flatten
+from deconvviz.tape import Step, Tape, flatten
 
 if TYPE_CHECKING:
     from deconvviz.incremental.plan import Batch
@@ -32,12 +32,11 @@ class CleanPass:
         self.tape, self.wanted = tape, tuple(wanted)
         (self.input,) = tape.inputs
         needed = {id(step) for value in wanted for step in tape.leading_to(value)}
-        self.steps = cheaper([step for step in tape.steps if id(step) in needed], self.wanted)
+        self.steps = cheaper([step for step in tape.steps if id(step) in needed], tape.values, self.wanted)
         self.last = {value: i for i, step in enumerate(self.steps) for value in step.inputs}
         self.contents = self._run(tape.tensors[0])
         self._values: dict[tuple[int, tuple[int, ...]], CleanValue] = {}
         self._kernels: dict[int, Kernel] = {}
-        self._scales: dict[int, tuple[Tensor, Tensor]] = {}
         self._wholes: dict[tuple[int, bool], Callable[[Batch], Any]] = {}
 
     def shape(self, value: int | None) -> tuple[int, ...]:
@@ -63,19 +62,8 @@ class CleanPass:
             self._kernels[id(step)] = kernel
         return self._kernels[id(step)]
 
-    def batch_norm(self, step: Step, tensor: Tensor, in_place: bool) -> Tensor:
-        """A recorded batch norm with fixed statistics, of (B, C, ...), in one pass over the tensor."""
-        if id(step) not in self._scales:
-            dtype, shape = step.argument(1, "running_mean").dtype, (1, -1, *[1] * (tensor.dim() - 2))
-            scale, shift = (numbers.to(dtype).view(shape) for numbers in scale_and_shift(step))
-            self._scales[id(step)] = scale, shift
-        scale, shift = self._scales[id(step)]
-        if tensor.dtype != scale.dtype:
-            return step.rerun(tensor)
-        return torch.addcmul(shift, tensor, scale, out=tensor if in_place else None)
-
     def whole(self, i: int, in_place: bool) -> Callable[[Batch], Any]:
-        """What computes step ``i`` on whole values; ``in_place`` if nobody else needs what that overwrites."""
+        """What computes step ``i`` on whole values; ``in_place`` as it was recorded, else in new memory."""
         if (i, in_place) not in self._wholes:
             self._wholes[i, in_place] = whole(self, self.steps[i], in_place)
         return self._wholes[i, in_place]
@@ -96,18 +84,12 @@ def whole(clean: CleanPass, step: Step, in_place: bool = False) -> Callable[[Bat
     batched = all(shape and shape[0] == 1 for shape in shapes) and _keeps_batch(step, shapes)
     lacking = [not shape or shape[0] != 1 for shape in shapes]
     inputs = len(step.inputs)
-    pads = _kernel_pads(step) if batched else None
+    padding = _kernel_padding(step) if batched else None
 
     def run(batch: Batch) -> Any:
         tensors = [batch.whole(value) for value in step.inputs]
-        if pads is not None:
-            kernel = clean.kernel(step)
-            if not any(pads):
-                return kernel(tensors[0])
-            if isinstance(kernel, Winograd):
-                return kernel(F.pad(tensors[0], pads))
-        if batched and step.operation == "batch_norm":
-            return clean.batch_norm(step, tensors[0], in_place)
+        if padding is not None:
+            return clean.kernel(step)(*tensors, *padding)
         if batched:
             return step.overwrite(*tensors) if in_place else step.rerun(*tensors)
         single = [t if lack else t.unsqueeze(1) for t, lack in zip(tensors, lacking, strict=False)]
@@ -122,24 +104,19 @@ def whole(clean: CleanPass, step: Step, in_place: bool = False) -> Callable[[Bat
 
 
 ALLOCATES = frozenset(f"{name}{n}d" for name in ("conv", "max_pool", "avg_pool") for n in (1, 2, 3)) | {
-    "linear", "batch_norm", "cat", "add", "relu", "relu6", "hardswish", "silu", "clamp", "hardtanh"
+    "linear", "batch_norm", "addcmul", "cat", "add", "relu", "relu6", "hardswish", "silu", "clamp", "hardtanh"
 }  # fmt: skip
 """Operations that give new tensors on whole values, or what they may overwrite."""
 
 
-def _kernel_pads(step: Step) -> list[int] | None:
-    """How ``F.pad`` pads the input of a step that :meth:`CleanPass.kernel` computes; ``None`` for others."""
-    if len(step.inputs) != 1 or not isinstance(step.argument(0, "input"), Slot):
+def _kernel_padding(step: Step) -> list[list[int]] | None:
+    """What :meth:`CleanPass.kernel`'s takes beside its input, for a step that it computes; ``None`` for others."""
+    if not first_alone(step) or step.operation not in ("linear", "conv2d"):
         return None
     if step.operation == "linear":
         return []
-    if step.operation != "conv2d":
-        return None
     _, _, padding, _, _ = filter_arguments(*step.arguments, **step.keywords)
-    if isinstance(padding, str):
-        return None
-    y, x = each(padding, 2)
-    return [x, x, y, y]
+    return None if isinstance(padding, str) else [each(padding, 2)]
 
 
 _OF_RANK = frozenset(
@@ -148,7 +125,7 @@ _OF_RANK = frozenset(
 _OF_ANY_RANK = frozenset((
     "batch_norm", "group_norm", "instance_norm", "local_response_norm", "layer_norm", "relu", "relu6", "leaky_relu",
     "prelu", "elu", "selu", "celu", "gelu", "silu", "hardswish", "mish", "softplus", "clamp", "hardtanh", "sigmoid",
-    "hardsigmoid", "tanh", "linear", "dropout", "contiguous", "add", "sub", "mul", "div", "interpolate",
+    "hardsigmoid", "tanh", "linear", "dropout", "contiguous", "add", "sub", "mul", "div", "addcmul", "interpolate",
 ))  # fmt: skip
 """Operations that treat axis 0 as the batch's: the first ones of an input of their own rank."""
 
@@ -166,7 +143,7 @@ def _keeps_batch(step: Step, shapes: Sequence[Sequence[int]]) -> bool:
     if step.operation not in _OF_ANY_RANK or (step.operation == "dropout" and step.kept is not None):
         return False
     constants = flatten([step.arguments, step.keywords])
-    if step.operation in ("add", "sub", "mul", "div"):
+    if step.operation in ("add", "sub", "mul", "div", "addcmul"):
         return all(len(s) == rank for s in shapes) and all(
             c.dim() < rank or (c.dim() == rank and c.shape[0] == 1) for c in constants
         )

@@ -56,7 +56,7 @@ def read(
         crops: what they changed to, (B, ...).
         wanted: the boxes to read, in cells of the value; below 0 or past its end lies padding.
         fill: the padding's content.
-        out: where to write them: some channels of a tensor made by :func:`from_rows`.
+        out: where to write them: a part, along another axis, of a tensor made by :func:`from_rows`.
 
     Returns:
         (B, ...) with the boxes' extent along the spatial axes.
@@ -76,13 +76,12 @@ def read(
     if aligned:
         along(boxes, wanted.axes, spans).copy_(inner)
         return boxes
-    rows = to_rows(crops, wanted.axes)
+    rows = to_rows(crops, wanted.axes).flatten(0, len(wanted.axes))
     inside = _inside(shift, changed.size, wanted.size).ravel()
     places = _index(shift, changed.size, wanted.size, each=math.prod(wanted.size)).ravel()[inside]
-    rows = rows.view(len(inside), -1)
     if not inside.all():
         rows = rows.index_select(0, _tensor(np.flatnonzero(inside), rows))
-    _in_rows(boxes, wanted.axes).view(-1, rows.shape[1]).index_copy_(0, _tensor(places, rows), rows)
+    _in_rows(boxes, wanted.axes).flatten(0, len(wanted.axes)).index_copy_(0, _tensor(places, rows), rows)
     return boxes
 
 
@@ -94,14 +93,13 @@ def clean_boxes(
     before = [max(0, -a) for a in wanted.firsts.min(axis=1).tolist()]
     after = [max(0, end - n) for end, n in zip(ends.tolist(), clean.rows.shape, strict=False)]
     padded = clean.padded(before, after, fill)
-    space, channels = padded.shape[: len(before)], padded.shape[len(before) :]
-    rows = padded.reshape(math.prod(space), -1)
-    index = _index(wanted.firsts + np.asarray(before)[:, None], wanted.size, space)
+    rows = padded.flatten(0, len(before) - 1)
+    index = _index(wanted.firsts + np.asarray(before)[:, None], wanted.size, padded.shape[: len(before)])
     cells = _tensor(index.ravel(), rows)
     if out is not None:
-        torch.index_select(rows, 0, cells, out=_in_rows(out, wanted.axes).view(-1, rows.shape[1]))
+        torch.index_select(rows, 0, cells, out=_in_rows(out, wanted.axes).flatten(0, len(before)))
         return out
-    return from_rows(rows.index_select(0, cells).view(-1, *wanted.size, *channels), wanted.axes)
+    return from_rows(rows.index_select(0, cells).unflatten(0, index.shape), wanted.axes)
 
 
 def to_rows(tensor: Tensor, axes: Sequence[int]) -> Tensor:

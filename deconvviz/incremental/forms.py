@@ -60,7 +60,7 @@ def pointwise(plan: Group, step: Step) -> Work | None:
 
 
 def channelwise(plan: Group, step: Step) -> Work | None:
-    """Each cell from the channels of that cell: what works along an axis that isn't spatial."""
+    """Each cell from the channels of that cell: batch norm, and what works along an axis that isn't spatial."""
     region, rank = plan.region(step.inputs[0]), len(plan.shape(step.inputs[0]))
     mixed = {
         "layer_norm": lambda: range(rank - len(step.argument(1, "normalized_shape")), rank),
@@ -73,14 +73,6 @@ def channelwise(plan: Group, step: Step) -> Work | None:
     if not first_alone(step) or None in mixed or {d % rank for d in mixed} & {0, *region.axes}:
         return None
     return _on_cells(plan, step, region)
-
-
-def normed(plan: Group, step: Step) -> Work | None:
-    """A batch norm with fixed statistics."""
-    region, in_place = plan.region(step.inputs[0]), plan.may_overwrite(step)
-    if not first_alone(step) or 1 in region.axes:
-        return None
-    return Work([region], lambda batch: plan.clean.batch_norm(step, batch.crops(step.inputs[0]), in_place))
 
 
 def _on_cells(plan: Group, step: Step, region: Region) -> Work:
@@ -106,22 +98,15 @@ def concatenated(plan: Group, step: Step) -> Work | None:
     ):
         return None
     region = union(regions)
-    sizes = list(plan.shape(step.outputs[0]))
-    for axis, n in zip(region.axes, region.size, strict=True):
-        sizes[axis] = n
-    dtypes = {plan.clean.contents[value].dtype for value in (*step.inputs, step.outputs[0] or 0)}
-    if len(dtypes) > 1 or len(sizes) != len(region.axes) + 2:  # axes beside the channels: copied twice
-        return Work(
-            [region], lambda batch: torch.cat([batch.read(value, region) for value in step.inputs], dim)
-        )
-    channels = [plan.shape(step.inputs[item.k])[dim] for item in terms]
+    if len({plan.clean.contents[value].dtype for value in step.inputs}) > 1:
+        return Work([region], lambda batch: torch.cat([batch.read(v, region) for v in step.inputs], dim))
+    rest = [n for axis, n in enumerate(plan.shape(step.outputs[0])) if axis not in (0, *region.axes)]
+    lengths = [plan.shape(step.inputs[item.k])[dim] for item in terms]
 
     def run(batch: Batch) -> Tensor:
-        first = batch.crops(step.inputs[0])
-        sizes[0] = len(first)
-        rows = first.new_empty([sizes[axis] for axis in (0, *region.axes, dim % rank)])
-        output = from_rows(rows, region.axes)
-        for item, part in zip(terms, output.split(channels, dim), strict=True):
+        crops = batch.crops(step.inputs[0])
+        output = from_rows(crops.new_empty(len(crops), *region.size, *rest), region.axes)
+        for item, part in zip(terms, output.split(lengths, dim), strict=True):
             batch.read(step.inputs[item.k], region, out=part)
         return output
 
@@ -266,11 +251,10 @@ _ROWS: list[tuple[str, Form]] = [
     (
         "relu relu6 leaky_relu elu selu celu gelu silu hardswish mish softplus clamp clip clamp_min hardtanh "
         "threshold sigmoid hardsigmoid tanh hardshrink softshrink softsign logsigmoid neg exp log sqrt abs pow square "
-        "add sub rsub mul div where maximum minimum type float double half bfloat16",
+        "add sub rsub mul div addcmul where maximum minimum type float double half bfloat16",
         pointwise,
     ),
-    ("batch_norm", normed),
-    ("prelu layer_norm rms_norm linear softmax log_softmax glu local_response_norm", channelwise),
+    ("batch_norm prelu layer_norm rms_norm linear softmax log_softmax glu local_response_norm", channelwise),
     ("cat concat concatenate", concatenated),
     (
         "permute transpose movedim moveaxis swapaxes swapdims squeeze unsqueeze getitem chunk split narrow select "

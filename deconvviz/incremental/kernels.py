@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Kernel = Callable[[Tensor], Tensor]
+Kernel = Callable[..., Tensor]
 
 WIDE = 128
 """Channels in and out from which Winograd's products outweigh its sums; one of the two is twice as wide."""
@@ -32,10 +32,13 @@ def filtering(
     groups: int,
     autocast: torch.dtype | None = None,
 ) -> Kernel:
-    """A convolution without padding, of (B, C, *S)."""
+    """A convolution of (B, C, *S), and of the padding on each axis: by default none."""
     weight, bias = weight.detach(), None if bias is None else bias.detach()
     convolve = getattr(F, f"conv{weight.dim() - 2}d")
-    direct: Kernel = lambda boxes: convolve(boxes, weight, bias, stride, 0, dilation, groups)  # noqa: E731
+
+    def direct(boxes: Tensor, padding: int | Sequence[int] = 0) -> Tensor:
+        return convolve(boxes, weight, bias, stride, padding, dilation, groups)
+
     outward, inward, *size = weight.shape
     wide = min(outward, inward) >= WIDE and max(outward, inward) >= 2 * WIDE
     fits = size == [3, 3] and groups == 1 and {*stride, *dilation} == {1} and weight.device.type == "cpu"
@@ -76,8 +79,10 @@ class Winograd:
         self._bias = weight.new_zeros(len(weight)) if bias is None else bias
         self._direct, self._channels = direct, sum(weight.shape[:2])
 
-    def __call__(self, boxes: Tensor) -> Tensor:
-        """(B, O, H - 2, W - 2)."""
+    def __call__(self, boxes: Tensor, padding: Sequence[int] = (0, 0)) -> Tensor:
+        """(B, O, H - 2, W - 2), of the padded boxes."""
+        if any(padding):
+            boxes = F.pad(boxes, [padding[1], padding[1], padding[0], padding[0]])
         cells = boxes.movedim(1, 3)
         height, width = cells.shape[1] - 2, cells.shape[2] - 2
         tiles = ((height + 1) // 2) * ((width + 1) // 2)

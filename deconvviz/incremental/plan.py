@@ -163,9 +163,8 @@ class Group:
         return region
 
     def may_overwrite(self, step: Step) -> bool:
-        """Whether nothing but this step needs the boxes that it overwrites: as recorded, or a batch norm's."""
+        """Whether a step works in place, and nothing else needs the boxes of the tensor that it overwrites."""
         target = step.argument(step.written, "") if isinstance(step.written, int) else None
-        target = step.argument(0, "input") if step.operation == "batch_norm" else target
         if not isinstance(target, Slot):
             return False
         value = step.inputs[target.k]

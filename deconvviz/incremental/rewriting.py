@@ -2,31 +2,55 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from deconvviz.incremental.work import first_alone
 from deconvviz.rules import EXACT
 from deconvviz.rules.linear import each, filter_arguments
-from deconvviz.tape import Slot, Step
+from deconvviz.tape import Slot, Step, Value
 
 FILTERS = ("conv1d", "conv2d", "conv3d")
 
 
-def cheaper(steps: Sequence[Step], wanted: Collection[int]) -> list[Step]:
-    """The same steps, with batch norms in the filters before them, and average pools behind the filters after them.
+def cheaper(steps: Sequence[Step], values: Sequence[Value], wanted: Collection[int]) -> list[Step]:
+    """The same steps with batch norms in the filters before them, or as what they do to each channel, in place; and
+    with average pools behind the filters of one cell that follow them.
 
     Args:
-        steps: steps of a pass, in order.
+        steps: steps of a pass, in order; batch norms have fixed statistics.
+        values: the pass's values.
         wanted: the values that have to stay.
     """
-    return _pooled_later(_with_norms(steps, wanted), wanted)
+    return _pooled_later(_without_norms(steps, values, wanted), wanted)
 
 
-def scale_and_shift(norm: Step) -> tuple[Tensor, Tensor]:
+def _without_norms(steps: Sequence[Step], values: Sequence[Value], wanted: Collection[int]) -> list[Step]:
+    """Each batch norm that alone follows a filter is folded into its weights; others are a product and a sum."""
+    kept, after = [], _followers(steps, wanted)
+    gone: set[int] = set()
+    for step in steps:
+        norm = after.get(id(step))
+        if id(step) in gone:
+            continue
+        if step.operation in FILTERS and norm is not None and _is_norm(norm):
+            gone.add(id(norm))
+            step = _fold(step, norm)
+        elif _is_norm(step) and first_alone(step):
+            step = _scaled(step, len(values[step.inputs[0]].shape))
+        kept.append(step)
+    return kept
+
+
+def _is_norm(step: Step) -> bool:
+    return step.operation == "batch_norm" and step.kind == EXACT
+
+
+def _scale_and_shift(norm: Step) -> tuple[Tensor, Tensor]:
     """What a batch norm with fixed statistics multiplies each channel by, then adds; (C,) in double precision."""
     mean, variance, weight, bias = (
         norm.argument(1 + i, name) for i, name in enumerate(("running_mean", "running_var", "weight", "bias"))
@@ -37,29 +61,22 @@ def scale_and_shift(norm: Step) -> tuple[Tensor, Tensor]:
     return scale, shift if bias is None else shift + bias.detach()
 
 
-def _with_norms(steps: Sequence[Step], wanted: Collection[int]) -> list[Step]:
-    """Each batch norm that alone follows a filter is folded into its weights."""
-    kept, after = [], _followers(steps, wanted)
-    gone: set[int] = set()
-    for step in steps:
-        norm = after.get(id(step))
-        if id(step) in gone:
-            continue
-        if (
-            step.operation in FILTERS
-            and norm is not None
-            and norm.operation == "batch_norm"
-            and norm.kind == EXACT
-        ):
-            gone.add(id(norm))
-            step = _fold(step, norm)
-        kept.append(step)
-    return kept
+def _scaled(norm: Step, rank: int) -> Step:
+    """A batch norm of values of ``rank`` axes, in one pass over them, in place."""
+    dtype = norm.argument(1, "running_mean").dtype
+    constants = [numbers.to(dtype).view(1, -1, *[1] * (rank - 2)) for numbers in _scale_and_shift(norm)]
+    return replace(
+        norm, operation="addcmul", function=_scale, arguments=(Slot(0), *constants), keywords={}, written=0
+    )
+
+
+def _scale(tensor: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return torch.addcmul(shift, tensor, scale, out=tensor)
 
 
 def _fold(step: Step, norm: Step) -> Step:
     weight, bias, *geometry = _filter(step)
-    scale, shift = scale_and_shift(norm)
+    scale, shift = _scale_and_shift(norm)
     shift = shift if bias is None else shift + bias.detach() * scale
     scaled = (weight.detach() * scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
     arguments = (Slot(0), scaled, shift.to(weight.dtype), *geometry)
@@ -73,32 +90,28 @@ def _pooled_later(steps: Sequence[Step], wanted: Collection[int]) -> list[Step]:
     pool that counts its padding would lessen it at the border.
     """
     kept, after = [], _followers(steps, wanted)
-    numbers = itertools.count(
-        1 + max((v for step in steps for v in step.outputs if v is not None), default=0)
-    )
+    number = max((v for step in steps for v in step.outputs if v is not None), default=0)
     gone: set[int] = set()
     for step in steps:
         one = after.get(id(step))
         if id(step) in gone:
             continue
-        if step.operation.startswith("avg_pool") and one is not None and _narrows(one):
-            gone.add(id(one))
-            weight, bias, *_ = _filter(one)
-            pooled = one.outputs if bias is None else (next(numbers),)
-            kept += [
-                replace(
-                    one, arguments=(Slot(0), weight), keywords={}, inputs=step.inputs, outputs=step.outputs
-                ),
-                replace(step, inputs=(step.outputs[0] or 0,), outputs=pooled),
-            ]
-            if bias is not None:
-                arguments = (Slot(0), bias.detach().view(-1, *[1] * (weight.dim() - 2)))
-                add = replace(
-                    one, operation="add", function=Tensor.add_, arguments=arguments, keywords={}, written=0
-                )
-                kept.append(replace(add, inputs=(pooled[0] or 0,)))
-        else:
+        if not step.operation.startswith("avg_pool") or one is None or not _narrows(one):
             kept.append(step)
+            continue
+        gone.add(id(one))
+        weight, bias, *_ = _filter(one)
+        kept.append(
+            replace(one, arguments=(Slot(0), weight), keywords={}, inputs=step.inputs, outputs=step.outputs)
+        )
+        pool = replace(step, inputs=one.inputs, outputs=one.outputs)
+        if bias is None:
+            kept.append(pool)
+            continue
+        number += 1  # what the pool gives is a new value
+        added = (Slot(0), bias.detach().view(-1, *[1] * (weight.dim() - 2)))
+        add = replace(one, operation="add", function=Tensor.add_, arguments=added, keywords={}, written=0)
+        kept += [replace(pool, outputs=(number,)), replace(add, inputs=(number,))]
     return kept
 
 
@@ -112,7 +125,7 @@ def _narrows(step: Step) -> bool:
     return bare and one_cell and weight.shape[0] < weight.shape[1]
 
 
-def _filter(step: Step) -> list:
+def _filter(step: Step) -> list[Any]:
     """A convolution's weight, bias, stride, padding, dilation and groups."""
     names = (("weight", None), ("bias", None), ("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1))
     return [step.argument(1 + i, name, default) for i, (name, default) in enumerate(names)]
