@@ -35,7 +35,7 @@ class CleanPass:
         self.steps = cheaper([step for step in tape.steps if id(step) in needed], tape.values, self.wanted)
         self.last = {value: i for i, step in enumerate(self.steps) for value in step.inputs}
         self.contents = self._run(tape.tensors[0])
-        self._values: dict[tuple[int, tuple[int, ...]], CleanValue] = {}
+        self._values: dict[object, CleanValue] = {}
         self._kernels: dict[int, Kernel] = {}
         self._wholes: dict[tuple[int, bool], Callable[[Batch], Any]] = {}
 
@@ -43,11 +43,15 @@ class CleanPass:
         """A value's shape."""
         return () if value is None else tuple(self.contents[value].shape)
 
-    def value(self, value: int, axes: tuple[int, ...]) -> CleanValue:
-        """A value, to gather boxes from."""
-        if (value, axes) not in self._values:
-            self._values[value, axes] = CleanValue(self.contents[value], axes)
-        return self._values[value, axes]
+    def value(
+        self, value: int, axes: tuple[int, ...], part: tuple[int, int, int] | None = None
+    ) -> CleanValue:
+        """A value, to gather boxes from; or a part of it: along which axis, from where, of what length."""
+        key = (value, axes, part)
+        if key not in self._values:
+            content = self.contents[value]
+            self._values[key] = CleanValue(content if part is None else content.narrow(*part), axes)
+        return self._values[key]
 
     def kernel(self, step: Step) -> Kernel:
         """A recorded convolution, without its padding, or a linear step; made ready once."""

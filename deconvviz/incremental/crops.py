@@ -6,6 +6,7 @@ Cells are gathered as rows: a value (1, C, H, W) is laid out (H, W, C), so that 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -25,6 +26,7 @@ class CleanValue:
         self.rows = to_rows(value, axes)[0]
         """(*space, ...), a cell's channels last."""
         self._padded: dict[object, Tensor] = {}
+        self._sums: dict[tuple[int, ...], Tensor] = {}
 
     def padded(self, before: Sequence[int], after: Sequence[int], fill: float) -> Tensor:
         """The value with ``fill`` around it; kept."""
@@ -39,14 +41,20 @@ class CleanValue:
             self._padded[key] = padded
         return self._padded[key]
 
+    def sums(self, boxes: Region) -> Tensor:
+        """(B, ...): what the boxes hold in all."""
+        if boxes.size not in self._sums:
+            sums = self.rows
+            for axis, n in enumerate(boxes.size):
+                sums = sums.unfold(axis, n, 1).sum(-1)
+            self._sums[boxes.size] = sums.flatten(0, len(boxes.size) - 1)
+        places = [n - size + 1 for n, size in zip(boxes.space, boxes.size, strict=True)]
+        index = _index(boxes.firsts, [1] * len(places), places)
+        return self._sums[boxes.size].index_select(0, _tensor(index.ravel(), self.rows))
+
 
 def read(
-    clean: CleanValue,
-    changed: Region,
-    crops: Tensor,
-    wanted: Boxes | Region,
-    fill: float = 0.0,
-    out: Tensor | None = None,
+    clean: CleanValue, changed: Region, crops: Tensor, wanted: Boxes | Region, fill: float = 0.0
 ) -> Tensor:
     """The boxes ``wanted`` (they may reach into the padding) of a value of which ``changed`` holds ``crops``.
 
@@ -56,39 +64,48 @@ def read(
         crops: what they changed to, (B, ...).
         wanted: the boxes to read, in cells of the value; below 0 or past its end lies padding.
         fill: the padding's content.
-        out: where to write them: a part, along another axis, of a tensor made by :func:`from_rows`.
 
     Returns:
         (B, ...) with the boxes' extent along the spatial axes.
     """
-    shift = changed.firsts - wanted.firsts
-    aligned = bool((shift == shift[:, :1]).all())
-    if aligned:
+    shift = wanted.firsts - changed.firsts
+    first, last = shift.min(axis=1), shift.max(axis=1)
+    if (first == last).all() and (first >= 0).all() and (last + wanted.size <= changed.size).all():
+        spans = [slice(d, d + n) for d, n in zip(first.tolist(), wanted.size, strict=True)]
+        return along(crops, wanted.axes, spans)
+    boxes = clean_boxes(clean, wanted, fill)
+    lay(boxes, wanted, crops, changed)
+    return boxes
+
+
+def lay(boxes: Tensor, wanted: Boxes | Region, crops: Tensor, changed: Region) -> None:
+    """Write ``crops``, the content of the boxes ``changed``, over what the boxes ``wanted`` share with them."""
+    axes, shift = wanted.axes, changed.firsts - wanted.firsts
+    if (shift == shift[:, :1]).all():
         spans, source = [], []
         for d, n, size in zip(shift[:, 0].tolist(), changed.size, wanted.size, strict=True):
-            span = slice(max(d, 0), min(d + n, size))
-            spans.append(span)
-            source.append(slice(span.start - d, span.stop - d))
-        inner = along(crops, wanted.axes, source)
-        if all(span == slice(0, size) for span, size in zip(spans, wanted.size, strict=True)):
-            return inner if out is None else out.copy_(inner)
-    boxes = clean_boxes(clean, wanted, fill, out)
-    if aligned:
-        along(boxes, wanted.axes, spans).copy_(inner)
-        return boxes
-    rows = to_rows(crops, wanted.axes).flatten(0, len(wanted.axes))
-    inside = _inside(shift, changed.size, wanted.size).ravel()
-    places = _index(shift, changed.size, wanted.size, each=math.prod(wanted.size)).ravel()[inside]
-    if not inside.all():
-        rows = rows.index_select(0, _tensor(np.flatnonzero(inside), rows))
-    _in_rows(boxes, wanted.axes).flatten(0, len(wanted.axes)).index_copy_(0, _tensor(places, rows), rows)
-    return boxes
+            spans.append(slice(max(d, 0), min(d + n, size)))
+            source.append(slice(spans[-1].start - d, spans[-1].stop - d))
+        along(boxes, axes, spans).copy_(along(crops, axes, source))
+        return
+    rows = to_rows(crops, axes).flatten(0, len(axes)).to(boxes.dtype)
+    places = _index(shift, changed.size, wanted.size)
+    places += np.arange(len(places))[:, None] * math.prod(wanted.size)
+    if (shift < 0).any() or (shift.max(axis=1) + changed.size > wanted.size).any():
+        inside = _inside(shift, changed.size, wanted.size).reshape(places.shape)
+        places, rows = places[inside], rows.index_select(0, _tensor(np.flatnonzero(inside), rows))
+    _in_rows(boxes, axes).flatten(0, len(axes)).index_copy_(0, _tensor(places.ravel(), rows), rows)
 
 
 def clean_boxes(
     clean: CleanValue, wanted: Boxes | Region, fill: float = 0.0, out: Tensor | None = None
 ) -> Tensor:
-    """The boxes ``wanted``, which may reach into the padding, as the clean pass has them; as :func:`read`."""
+    """The boxes ``wanted``, which may reach into the padding, as the clean pass has them.
+
+    Args:
+        clean, wanted, fill: as of :func:`read`.
+        out: where to write them: a tensor, or along another axis a part of one, made by :func:`from_rows`.
+    """
     ends = wanted.firsts.max(axis=1) + wanted.size
     before = [max(0, -a) for a in wanted.firsts.min(axis=1).tolist()]
     after = [max(0, end - n) for end, n in zip(ends.tolist(), clean.rows.shape, strict=False)]
@@ -99,7 +116,7 @@ def clean_boxes(
     if out is not None:
         torch.index_select(rows, 0, cells, out=_in_rows(out, wanted.axes).flatten(0, len(before)))
         return out
-    return from_rows(rows.index_select(0, cells).unflatten(0, index.shape), wanted.axes)
+    return from_rows(rows.index_select(0, cells).unflatten(0, (len(index), *wanted.size)), wanted.axes)
 
 
 def to_rows(tensor: Tensor, axes: Sequence[int]) -> Tensor:
@@ -124,13 +141,17 @@ def along(tensor: Tensor, axes: Sequence[int], slices: Sequence[slice]) -> Tenso
     return tensor[tuple(whole)]
 
 
-def _index(firsts: Firsts, size: Sequence[int], space: Sequence[int], each: int = 0) -> Firsts:
-    """The flat index (B, *size) of each cell of the boxes in an extent ``space``; box b is offset by b * ``each``."""
-    index = np.arange(firsts.shape[1], dtype=np.int64).reshape(-1, *[1] * len(size)) * each
-    for axis, (first, n) in enumerate(zip(firsts, size, strict=True)):
-        cells = (first[:, None] + np.arange(n)) * math.prod(space[axis + 1 :])
-        index = index + cells.reshape(len(cells), *[n if a == axis else 1 for a in range(len(size))])
-    return index
+def _index(firsts: Firsts, size: Sequence[int], space: Sequence[int]) -> Firsts:
+    """The flat index (B, cells) of each cell of the boxes in an extent ``space``."""
+    strides = [math.prod(space[axis + 1 :]) for axis in range(len(space))]
+    return (strides @ firsts)[:, None] + _offsets(tuple(size), tuple(strides))
+
+
+@functools.lru_cache(maxsize=1024)
+def _offsets(size: tuple[int, ...], strides: tuple[int, ...]) -> NDArray[np.int64]:
+    """Of each cell of a box from its first one, flat."""
+    cells = np.indices(size, dtype=np.int64).reshape(len(size), -1)
+    return np.asarray(strides) @ cells
 
 
 def _tensor(numbers: NDArray[np.int64], like: Tensor) -> Tensor:

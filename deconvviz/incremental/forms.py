@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deconvviz.incremental.crops import along, from_rows, to_rows
+from deconvviz.incremental.crops import along, clean_boxes, from_rows, lay, to_rows
 from deconvviz.incremental.pools import adaptive, average_pooled, averaged, max_pooled
 from deconvviz.incremental.regions import Boxes, Region, union
 from deconvviz.incremental.work import Form, Work, first_alone, trailing
@@ -97,20 +97,37 @@ def concatenated(plan: Group, step: Step) -> Work | None:
         or any(r.axes != regions[0].axes for r in regions[1:])
     ):
         return None
-    region = union(regions)
-    if len({plan.clean.contents[value].dtype for value in step.inputs}) > 1:
-        return Work([region], lambda batch: torch.cat([batch.read(v, region) for v in step.inputs], dim))
-    rest = [n for axis, n in enumerate(plan.shape(step.outputs[0])) if axis not in (0, *region.axes)]
+    region, joined = union(regions), step.outputs[0] or 0
+    rest = [n for axis, n in enumerate(plan.shape(joined)) if axis not in (0, *region.axes)]
     lengths = [plan.shape(step.inputs[item.k])[dim] for item in terms]
+    smaller = [not regions[item.k].same(region) for item in terms]
+    stale = _runs(smaller, lengths)
 
     def run(batch: Batch) -> Tensor:
-        crops = batch.crops(step.inputs[0])
-        output = from_rows(crops.new_empty(len(crops), *region.size, *rest), region.axes)
+        crops, clean = batch.crops(step.inputs[0]), plan.clean
+        output = crops.new_empty(len(crops), *region.size, *rest, dtype=clean.contents[joined].dtype)
+        output = from_rows(output, region.axes)
+        for start, length in stale:
+            part = clean.value(joined, region.axes, (dim, start, length))
+            clean_boxes(part, region, out=output.narrow(dim, start, length))
         for item, part in zip(terms, output.split(lengths, dim), strict=True):
-            batch.read(step.inputs[item.k], region, out=part)
+            lay(part, region, batch.crops(step.inputs[item.k]), regions[item.k])
         return output
 
     return Work([region], run)
+
+
+def _runs(chosen: Sequence[bool], lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Where each run of ``chosen`` parts begins, and its length, in cells."""
+    runs: list[tuple[int, int]] = []
+    start = 0
+    for take, length in zip(chosen, lengths, strict=True):
+        if take:
+            joins = runs and sum(runs[-1]) == start
+            begin, before = runs.pop() if joins else (start, 0)
+            runs.append((begin, before + length))
+        start += length
+    return runs
 
 
 def rearranged(plan: Group, step: Step) -> Work | None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deconvviz.incremental.clean import ALLOCATES, CleanPass, channels_last
-from deconvviz.incremental.crops import clean_boxes, read
+from deconvviz.incremental.crops import read
 from deconvviz.incremental.forms import FORMS
 from deconvviz.incremental.regions import Boxes, Firsts, Region
 from deconvviz.incremental.work import Work
@@ -216,10 +216,10 @@ class Batch:
         """What the boxes of a value hold."""
         return self.held[value]
 
-    def clean_crops(self, value: int) -> Tensor:
-        """What the boxes of a value hold in the clean pass."""
+    def change(self, value: int) -> Tensor:
+        """(B, ...): by how much a value's sum over its spatial axes differs from the clean one."""
         region = self._region(value)
-        return clean_boxes(self._clean.value(value, region.axes), region)
+        return self.held[value].sum(region.axes) - self._clean.value(value, region.axes).sums(region)
 
     def total(self, value: int, fmap: int) -> Tensor:
         """(B,): a feature map's total activation, on axis 1 of a value."""
@@ -227,17 +227,14 @@ class Batch:
         if region is None or 1 in region.axes:
             whole = self.whole(value)[:, fmap]
             return whole.reshape(len(whole), -1).sum(1)
-        change = self.held[value][:, fmap] - self.clean_crops(value)[:, fmap]
-        return clean[0, fmap].sum() + change.flatten(1).sum(1)
+        return clean[0, fmap].sum() + self.change(value)[:, fmap].flatten(1).sum(1)
 
-    def read(
-        self, value: int, wanted: Boxes | Region, fill: float = 0.0, out: Tensor | None = None
-    ) -> Tensor:
+    def read(self, value: int, wanted: Boxes | Region, fill: float = 0.0) -> Tensor:
         """Other boxes of a value, the padding included (:func:`~deconvviz.incremental.crops.read`)."""
         region, crops = self._region(value), self.held[value]
         if wanted is region:
-            return crops if out is None else out.copy_(crops)
-        return read(self._clean.value(value, region.axes), region, crops, wanted, fill, out)
+            return crops
+        return read(self._clean.value(value, region.axes), region, crops, wanted, fill)
 
     def whole(self, value: int) -> Tensor:
         """A value whole: (B, ...) if it has a batch axis of one, else (B, *its shape)."""

@@ -111,8 +111,7 @@ def _global_mean(plan: Group, step: Step) -> Work:
     region, clean = plan.region(value), plan.clean.contents[step.outputs[0] or 0]
 
     def run(batch: Batch) -> Tensor:
-        change = batch.crops(value) - batch.clean_crops(value)
-        mean = change.sum(region.axes) / math.prod(region.space)
+        mean = batch.change(value) / math.prod(region.space)
         return clean + mean.view(-1, *shape[1:])
 
     return Work([None], run)
