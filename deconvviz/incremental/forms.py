@@ -6,6 +6,7 @@ from boxes, or ``None``: then the step is computed on whole values, which is rig
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -119,13 +120,11 @@ def concatenated(plan: Group, step: Step) -> Work | None:
 
 def _runs(chosen: Sequence[bool], lengths: Sequence[int]) -> list[tuple[int, int]]:
     """Where each run of ``chosen`` parts begins, and its length, in cells."""
-    runs: list[tuple[int, int]] = []
-    start = 0
-    for take, length in zip(chosen, lengths, strict=True):
+    runs, start = [], 0
+    for take, run in itertools.groupby(zip(chosen, lengths, strict=True), key=lambda part: part[0]):
+        length = sum(n for _, n in run)
         if take:
-            joins = runs and sum(runs[-1]) == start
-            begin, before = runs.pop() if joins else (start, 0)
-            runs.append((begin, before + length))
+            runs.append((start, length))
         start += length
     return runs
 
