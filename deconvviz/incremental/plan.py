@@ -227,7 +227,8 @@ class Batch:
         if region is None or 1 in region.axes:
             whole = self.whole(value)[:, fmap]
             return whole.reshape(len(whole), -1).sum(1)
-        return clean[0, fmap].sum() + self.change(value)[:, fmap].flatten(1).sum(1)
+        change = self.change(value)[:, fmap]
+        return clean[0, fmap].sum() + change.reshape(len(change), -1).sum(1)
 
     def read(self, value: int, wanted: Boxes | Region, fill: float = 0.0) -> Tensor:
         """Other boxes of a value, the padding included (:func:`~deconvviz.incremental.crops.read`)."""
