@@ -216,10 +216,12 @@ class Batch:
         """What the boxes of a value hold."""
         return self.held[value]
 
-    def change(self, value: int) -> Tensor:
-        """(B, ...): by how much a value's sum over its spatial axes differs from the clean one."""
-        region = self._region(value)
-        return self.held[value].sum(region.axes) - self._clean.value(value, region.axes).sums(region)
+    def change(self, value: int, part: tuple[int, int, int] | None = None) -> Tensor:
+        """(B, ...): by how much the sum of a value, or of a part of it, over its spatial axes differs from the clean
+        one."""
+        region, crops = self._region(value), self.held[value]
+        crops = crops if part is None else crops.narrow(*part)
+        return crops.sum(region.axes) - self._clean.value(value, region.axes, part).sums(region)
 
     def total(self, value: int, fmap: int) -> Tensor:
         """(B,): a feature map's total activation, on axis 1 of a value."""
@@ -227,8 +229,7 @@ class Batch:
         if region is None or 1 in region.axes:
             whole = self.whole(value)[:, fmap]
             return whole.reshape(len(whole), -1).sum(1)
-        change = self.change(value)[:, fmap]
-        return clean[0, fmap].sum() + change.reshape(len(change), -1).sum(1)
+        return clean[0, fmap].sum() + self.change(value, (1, fmap, 1)).flatten(1).sum(1)
 
     def read(self, value: int, wanted: Boxes | Region, fill: float = 0.0) -> Tensor:
         """Other boxes of a value, the padding included (:func:`~deconvviz.incremental.crops.read`)."""
