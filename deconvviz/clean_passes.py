@@ -75,6 +75,8 @@ def _obstacle(tape: Tape, output: Any) -> str | None:
         return f"the output {tuple(output.shape)} of one image has no batch axis"
     if tape.content_read:
         return "the model looks at what tensors hold, so it may run otherwise on a covered image"
+    if tape.random:
+        return "the model draws random numbers"
     for step in tape.steps:
         place = f"layer {step.module!r}" if step.module else "the model"
         if step.operation == HIDDEN_CODE:
@@ -83,9 +85,4 @@ def _obstacle(tape: Tape, output: Any) -> str | None:
             return f"{place} computes a mask or an index from the image"
         if step.operation == "batch_norm" and step.kind != EXACT:
             return f"{place} takes its statistics from the batch"
-        if step.rule.rerun is not None and step.kept is not None and step.operation not in _NORMS:
-            return f"{place} draws random numbers"
     return None
-
-
-_NORMS = frozenset(["batch_norm", "instance_norm", "group_norm", "layer_norm", "rms_norm", "normalize"])

@@ -35,7 +35,7 @@ from deconvviz.capture import require_module
 from deconvviz.errors import InvalidInput
 from deconvviz.features import features, layer_names
 from deconvviz.fills import Fill, filled
-from deconvviz.inputs import input_tensors
+from deconvviz.inputs import input_images
 from deconvviz.layers import Layer
 
 RANDOM = "random"
@@ -119,7 +119,7 @@ def correspondence(
         UnknownLayer, AmbiguousLayer, LayerNotRun: as their names say.
     """
     model = require_module(model)
-    (images,) = input_tensors(images, model)
+    images = input_images(images, model)
     if not isinstance(boxes, Mapping) or not all(type(number) is int for number in (draws, seed)):
         raise InvalidInput(
             f"boxes is a {type(boxes).__name__}, draws {draws!r} and seed {seed!r}; expected a mapping from parts to "

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from deconvviz.capture import require_module, watch
 from deconvviz.errors import InvalidInput, TargetOutOfRange
 from deconvviz.features import only_value
-from deconvviz.inputs import input_tensors
+from deconvviz.inputs import input_images
 from deconvviz.layers import Layer, locate
 from deconvviz.tape import Tape
 from deconvviz.units import integer
@@ -97,7 +97,7 @@ def evidence(model: nn.Module, image: Tensor, layer: Layer, target: int | None =
         UnknownLayer, AmbiguousLayer, LayerNotRun: as their names say.
     """
     model = require_module(model)
-    (image,) = input_tensors(image, model)
+    image = input_images(image, model)
     if len(image) != 1:
         raise InvalidInput(
             f"image has shape {tuple(image.shape)}; expected one image (1, C, H, W): images[:1]"

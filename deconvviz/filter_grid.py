@@ -38,7 +38,7 @@ from deconvviz.explorer import explore
 from deconvviz.feature_map import mosaic
 from deconvviz.grid_layer import GridLayer, LayerPlace, find_places
 from deconvviz.images import display_scale, displayable
-from deconvviz.inputs import input_tensors
+from deconvviz.inputs import input_images
 from deconvviz.layers import Layer, locate
 from deconvviz.mining.archive import model_fingerprint
 from deconvviz.mining.data import Images, require_count
@@ -305,7 +305,7 @@ class FilterGrid(Attribution):
             (F, min(k, N), C, *S), the strongest units first; a list of these if the grid has a list of layers.
             What :meth:`fit` found stays.
         """
-        (inputs,) = input_tensors(inputs, self.model)
+        inputs = input_images(inputs, self.model)
         grid = copy.copy(self).fit(inputs.detach(), progress=False)
         results = [_stacked(layer, layer.chosen(fmaps), min(self.k, len(inputs)), inputs) for layer in grid]
         return results[0] if self._single else results

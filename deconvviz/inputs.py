@@ -47,6 +47,18 @@ def input_tensors(inputs: Any, model: nn.Module) -> tuple[Tensor, ...]:
     return tuple(tensors)
 
 
+def input_images(inputs: Any, model: nn.Module) -> Tensor:
+    """``inputs`` as the one tensor (N, ...) that ``model`` takes.
+
+    Raises:
+        InvalidInput: there are several tensors, or as of :func:`input_tensors`.
+    """
+    tensors = input_tensors(inputs, model)
+    if len(tensors) > 1:
+        raise InvalidInput(f"inputs holds {len(tensors)} tensors; expected one, (N, C, H, W)")
+    return tensors[0]
+
+
 def require_finite(tensor: Tensor) -> None:
     """Raise :class:`InvalidInput` if ``tensor`` holds NaN or infinite values."""
     bad = tensor.numel() - int(tensor.isfinite().sum())

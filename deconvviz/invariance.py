@@ -32,7 +32,7 @@ from torchvision.transforms.functional import affine
 from deconvviz.capture import require_module
 from deconvviz.errors import InvalidInput, TargetOutOfRange
 from deconvviz.features import features, layer_names
-from deconvviz.inputs import input_tensors
+from deconvviz.inputs import input_images
 from deconvviz.layers import Layer
 from deconvviz.units import require
 
@@ -129,7 +129,7 @@ def invariance(
         UnknownLayer, AmbiguousLayer, LayerNotRun: as their names say.
     """
     model = require_module(model)
-    (images,) = input_tensors(images, model)
+    images = input_images(images, model)
     if callable(transform):
         move, unit = transform, "amount"
     else:

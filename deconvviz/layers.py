@@ -67,7 +67,7 @@ def find_call(tape: Tape, name: str, number: int | None) -> Call:
         raise AmbiguousLayer(f"layer {name!r} runs {len(calls)} times in a pass: choose one of {choices}")
     if number is not None and number > len(calls):
         raise LayerNotRun(f"layer {name!r} ran {len(calls)} time(s) in this pass; '{name}#{number}' did not")
-    return calls[(number or 1) - 1]
+    return calls[0] if number is None else next(call for call in calls if call.number == number)
 
 
 def address(name: str, number: int, counts: Mapping[str, int]) -> str:

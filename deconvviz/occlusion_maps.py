@@ -21,7 +21,7 @@ from deconvviz.errors import DeconvvizError, InvalidInput, TargetOutOfRange, Uns
 from deconvviz.fills import Fill, filled
 from deconvviz.images import IMAGENET_MEAN, IMAGENET_STD
 from deconvviz.incremental import Outcome
-from deconvviz.inputs import input_tensors
+from deconvviz.inputs import input_images
 from deconvviz.layers import Layer, find_call, locate
 from deconvviz.plotting.occlusion import figure7
 from deconvviz.refinement import Refine, Refinement, Rows, refined
@@ -35,7 +35,10 @@ SCORES = ("probability", "logit")
 
 @dataclass(frozen=True)
 class OcclusionMaps:
-    """The four maps of figure 7. One *cell* (y, x) is one position of the patch; N images, T targets."""
+    """The four maps of figure 7. One *cell* (y, x) is one position of the patch; N images, T targets.
+
+    Tensors are where the images are, but the boxes on the CPU.
+    """
 
     images: Tensor
     """(N, C, H, W), as given."""
@@ -76,7 +79,8 @@ class OcclusionMaps:
         return self.in_pixels(self.score_cells)
 
     def in_pixels(self, cells: Tensor) -> Tensor:
-        """A map in cells (..., Y, X) as one in pixels (..., H, W): the mean over the patches that cover each pixel."""
+        """A map in cells (..., Y, X) as one in pixels (..., H, W): the mean over the patches that cover each pixel,
+        NaN where none does."""
         boxes = self.boxes.flatten(0, 1).tolist()
         flat = cells.flatten(0, -3).flatten(-2) if cells.dim() > 2 else cells.reshape(1, -1)
         space = self.images.shape[2:]
@@ -133,7 +137,7 @@ def occlusion_maps(
         raise InvalidInput(
             f"labels is {best!r}; expected how many of the most probable ones to keep, from 1 on"
         )
-    (images,) = input_tensors(images, model)
+    images = input_images(images, model)
     if images.dim() != 4:
         raise InvalidInput(f"images have shape {tuple(images.shape)}; expected (N, C, H, W)")
     windows, grid = _grid(images, patch, stride)
@@ -148,7 +152,9 @@ def occlusion_maps(
             rows = found.sweep(images, windows, fill, engine, batch, progress)
         else:
             rows, refinements = _refined(found, images, windows, grid, fill, engine, batch, progress, refine)
-    cells = {name: values.movedim(0, -1).unflatten(-1, grid) for name, values in rows.items()}
+    cells = {
+        name: values.movedim(0, -1).unflatten(-1, grid).to(images.device) for name, values in rows.items()
+    }
     boxes = [
         [edge for side in windows.box(w)[1:] for edge in (side.start, side.stop)] for w in range(len(windows))
     ]

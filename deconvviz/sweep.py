@@ -200,7 +200,8 @@ class _Pace:
 
     def took(self, engine: Engine, size: int, windows: int, seconds: float) -> None:
         """Learn from a batch of about ``size`` windows."""
-        speed = engine.work / max(seconds, 1e-9)
+        seconds = max(seconds, 1e-9)
+        speed = engine.work / seconds
         if self._trials:
             self._trials.pop(0)
             self._best[id(engine)] = windows / seconds, engine  # of two the later: the first one warmed up

@@ -61,9 +61,11 @@ class Step:
     """An argument is a mask, index or detached tensor computed from the input: a constant of the pass."""
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """The argument at ``position`` or under ``name``."""
+        """The argument at ``position`` or under ``name``; ``dim`` also under NumPy's ``axis``."""
         if len(self.arguments) > position:
             return self.arguments[position]
+        if name == "dim" and "axis" in self.keywords:
+            name = "axis"
         return self.keywords.get(name, default)
 
     def rerun(self, *inputs: Tensor) -> Any:
@@ -118,6 +120,8 @@ class Tape:
     """The inputs came in a list, as detectors take their pictures (C, H, W)."""
     complete: bool = False
     """The pass ran to its end (it was not stopped at a layer)."""
+    random: bool = False
+    """The pass drew random numbers; they are constants of it."""
     content_read: bool = False
     """The model looked at what a tensor holds (``if x.any()``, ``.item()``): for other inputs it may run otherwise."""
 

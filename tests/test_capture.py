@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from deconvviz import Deconvnet
 from deconvviz.capture import watch
+from deconvviz.capture.reading import reading
 from deconvviz.errors import NoForwardPass, UnsupportedOperation
 from deconvviz.layers import find_call
 from deconvviz.tape import flatten
@@ -65,6 +66,57 @@ def test_operations_have_the_address_of_the_call_that_they_ran_in():
     assert tape.counts() == {"stem": 1, "relu": 2, "head": 1, "": 1}
     numbers = [(call.name, call.number) for call in tape.calls]
     assert numbers == [("stem", 1), ("relu", 1), ("relu", 2), ("head", 1), ("", 1)]
+
+
+class Recursive(nn.Module):
+    """A block that calls itself, ``depth`` times in all."""
+
+    def __init__(self):
+        super().__init__()
+        self.filter = nn.Conv2d(4, 4, 3, padding=1).double()
+
+    def forward(self, x, depth=3):
+        return self.filter(x if depth == 1 else self(x, depth - 1))
+
+
+def test_calls_of_a_block_that_calls_itself_are_counted_from_the_outermost():
+    block = Recursive()
+    tape, _ = watch(nn.Sequential(block), [X])
+    read = {}
+    layers = [("0", number) for number in (1, 2, 3)]
+    with reading(
+        nn.Sequential(block), layers, lambda i, output: read.update({layers[i]: output.clone()})
+    ) as run:
+        run(X)
+    for number in (1, 2, 3):
+        output = tape.replay(find_call(tape, "0", number).outputs[0])
+        assert torch.equal(output, block(X, 4 - number)) and torch.equal(read["0", number], output)
+
+
+def test_reading_a_layer_whose_error_the_model_caught():
+    """A call that gave nothing is not counted, as on a tape."""
+
+    class Picky(nn.Module):
+        def forward(self, x):
+            if x.shape[1] == 4:
+                raise ValueError("too many")
+            return x + 1
+
+    class Tries(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.picky = Picky()
+
+        def forward(self, x):
+            try:
+                return self.picky(x)
+            except ValueError:
+                return self.picky(x[:, :3])
+
+    read = {}
+    with reading(Tries(), [("picky", 1)], lambda i, output: read.update({i: output})) as run:
+        run(X)
+    assert torch.equal(read[0], X[:, :3] + 1)
 
 
 def test_a_function_called_in_a_block_belongs_to_the_block():

@@ -227,6 +227,11 @@ GLOBAL = {
     "instance norm": (lambda net, x: F.instance_norm(x), "instance_norm"),
     "batch statistics": (lambda net, x: F.batch_norm(x, None, None, training=True), "batch_norm"),
     "rows side by side": (lambda net, x: torch.cat([x, x], 2), "cat"),
+    "rows side by side, by numpy's axis": (lambda net, x: torch.cat([x, x], axis=2), "cat"),
+    "filters from the image": (
+        lambda net, x: F.conv2d(x, net.conv(x).mean((0, 2, 3)).expand(3, 3)[..., None, None]),
+        "conv2d",
+    ),
     "reflection": (lambda net, x: F.pad(x, (1, 1, 1, 1), mode="reflect"), "pad"),
     "upsampling": (lambda net, x: F.interpolate(x, scale_factor=2), "interpolate"),
     "a mask from the input": (lambda net, x: x * (x > x.mean()), "a mask in mul"),

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from random_windows import at_random, geometries
 from torch import nn
+from torchvision.ops import StochasticDepth
 from trained_like import as_if_trained, pictures, trained_like
 
 from deconvviz.clean_passes import clean_passes
@@ -270,6 +271,11 @@ LAYERS = {
     "cat of types": Calls(lambda x: torch.cat([F.max_pool2d(x.float(), 3, 1, 1), x[:, :2]], 1)[:, 2:]),
     "cat along rows": Calls(lambda x: torch.cat([x, x.relu()], 2)),
     "channels by number": Calls(lambda x: torch.cat([x[:, i].unsqueeze(1) * (i + 1) for i in range(4)], 1)),
+    "squeezed where nothing is to squeeze": Calls(lambda x: F.max_pool2d(x, 3, 2).squeeze(2).squeeze(3)),
+    "a row that is taken out and back": Calls(lambda x: F.max_pool2d(x, (24, 1)).squeeze(2).unsqueeze(2)),
+    "cat along numpy's axis": Calls(lambda x: torch.cat([x, x.relu()], axis=3)),
+    "largest along numpy's axis": Calls(lambda x: x - x.amax(axis=(2, 3), keepdim=True)),
+    "filters from the image": Calls(lambda x: F.conv2d(x, x.mean((0, 2, 3)).sigmoid().expand(4, 4)[..., None, None])),
     "skip": Calls(lambda x: x + F.max_pool2d(x, 3, 1, 1)),
     "skip in place": Calls(lambda x: F.avg_pool2d(x, 5, 1, 2).add_(x)),
     "product": Calls(lambda x: x * x.sigmoid()),
@@ -306,6 +312,20 @@ def test_layer(name, size):
             module.running_mean.normal_(), module.running_var.uniform_(0.5, 2)
     space = (26, 24)
     agree(model, image(*space), size, spread(space, size, 7))
+
+
+def test_pictures_that_become_sequences():
+    """Text recognisers pool a line to one row and go on along it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(4, 6, 3),
+        nn.MaxPool2d((10, 2)),
+        Calls(lambda x: x.squeeze(2)),
+        nn.Conv1d(6, 3, 3),
+        nn.Flatten(),
+    )
+    plan = agree(model.double(), image(12, 40), (4, 5), spread((12, 40), (4, 5), 7))
+    assert plan.cost < plan.whole_cost / 3
 
 
 @pytest.mark.parametrize("head", ["flatten", "mean", "mean keepdim", "pool", "max", "last rows"])
@@ -418,6 +438,8 @@ class ThroughNumpy(nn.Module):
         (ThroughNumpy(), "looks at what tensors hold|hides its operations"),
         (nn.Sequential(nn.BatchNorm2d(4), nn.Flatten()).train(), "statistics from the batch"),
         (nn.Sequential(nn.Dropout(), nn.Flatten()).train(), "draws random numbers"),
+        (Calls(lambda x: (x + torch.randn_like(x)).mean((2, 3))), "draws random numbers"),
+        (nn.Sequential(StochasticDepth(0.5, "row"), nn.Flatten()).train(), "draws random numbers"),
         (Calls(lambda x: (x, x)), "gives a tuple"),
         (Calls(lambda x: x.mean()), "no batch axis"),
         (Calls(lambda x: torch.ones(1, 4)), "does not depend on the image"),

@@ -240,6 +240,7 @@ MISTAKES = {
     "targets of other images": ({"targets": torch.zeros(3, 2).long()}, InvalidInput, r"a tensor \(1, T\)"),
     "no targets": ({"targets": []}, InvalidInput, "targets are"),
     "patch too large": ({"patch": (SIDE, SIDE + 1)}, InvalidInput, r"patch \(23, 24\) does not fit images of 23 x 23"),
+    "two inputs": ({"inputs": (torch.rand(1, 3, SIDE, SIDE),) * 2}, InvalidInput, "inputs holds 2 tensors"),
     "no patch": ({"patch": 0}, InvalidInput, "patch is 0"),
     "half a pixel": ({"patch": 2.5}, InvalidInput, "patch is 2.5"),
     "patch of three": ({"patch": (3, 4, 4)}, InvalidInput, r"one number or \(height, width\)"),

@@ -17,6 +17,7 @@ from torch import nn
 from torchvision.ops import SqueezeExcitation
 
 from deconvviz import Deconvnet
+from deconvviz.capture import watch
 from deconvviz.check import CheckReport
 from deconvviz.errors import UnsupportedOperation
 from deconvviz.rules import EXACT, GATE, GENERALISED, GRADIENT, RULES, UNSUPPORTED
@@ -348,6 +349,8 @@ MAXIMA = {
     "amax": lambda x: x.amax(1),
     "amax over several": lambda x: x.amax((3, 0), keepdim=True),
     "amax over all": lambda x: torch.amax(x),
+    "max over numpy's axis": lambda x: x.max(axis=2).values,
+    "amax over numpy's axes": lambda x: torch.amax(x, axis=(2, 3)),
     "amax as maxout": lambda x: x.view(2, 2, 2, 4, 3).amax(2),
     "maximum": lambda x: torch.maximum(x, OTHER),
     "maximum, constant first": lambda x: torch.maximum(OTHER, x),
@@ -546,6 +549,16 @@ def test_check_lists_a_sigmoid_that_gates_as_a_gate_and_another_as_a_gradient():
     tape = projected(lambda x: x * squeeze(x).sigmoid(), X).tape
     assert kinds(tape, "sigmoid") == {GATE}
     assert kinds(projected(torch.sigmoid, X).tape, "sigmoid") == {GRADIENT}
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [lambda gate: gate @ gate.new_ones(3, 3), lambda gate: F.linear(gate, gate.new_ones(3, 3))],
+    ids=["matmul", "linear"],
+)
+def test_a_mixture_of_gates_is_no_gate(mix):
+    tape, _ = watch(Applied(lambda x: x * mix(x.sigmoid())), [X])
+    assert kinds(tape, "mul") == {UNSUPPORTED}
 
 
 def test_squeeze_and_excitation_of_torchvision():

@@ -38,11 +38,18 @@ def reading(
     """
     wanted = {layer: i for i, layer in enumerate(layers)}
     counts: dict[str, int] = {}
+    running: list[LayerCall] = []
     left: set[int] = set()
 
-    def after(name: str, output: Any) -> None:
+    def before(name: str) -> None:
         counts[name] += 1
-        i = wanted.get((name, counts[name]))
+        running.append((name, counts[name]))
+
+    def after(name: str, output: Any) -> None:
+        i = wanted.get(running.pop())
+        if output is None:  # the model may catch what was raised, and go on
+            counts[name] -= 1
+            return
         if i is None:
             return
         tensors = flatten(output)
@@ -57,6 +64,7 @@ def reading(
 
     def run(*inputs: Any) -> None:
         counts.update(dict.fromkeys(names, 0))
+        running.clear()
         left.update(range(len(layers)))
         with contextlib.suppress(_AllRead):
             model(*inputs)
@@ -68,8 +76,11 @@ def reading(
     hooks = []
     try:
         for name in names:
-            hook = lambda module, inputs, output, name=name: after(name, output)  # noqa: E731
-            hooks.append(model.get_submodule(name).register_forward_hook(hook))
+            module = model.get_submodule(name)
+            enter = lambda module, inputs, name=name: before(name)  # noqa: E731
+            leave = lambda module, inputs, output, name=name: after(name, output)  # noqa: E731
+            hooks.append(module.register_forward_pre_hook(enter))
+            hooks.append(module.register_forward_hook(leave, always_call=True))
         yield run
     finally:
         for handle in hooks:

@@ -15,6 +15,7 @@ from deconvviz.capture.operations import Operation, operation, outline, replaced
 from deconvviz.capture.places import Place, Places
 from deconvviz.capture.writing import TapeWriter
 from deconvviz.errors import OperationFailed
+from deconvviz.rules.gates import default_generator
 from deconvviz.tape import Call, Step, Tape, flatten
 
 REJECTIONS = (RuntimeError, IndexError, TypeError, ValueError, AssertionError)
@@ -226,6 +227,8 @@ def watch(
     """
     with left_as_found(model), torch.inference_mode(False), torch.no_grad():
         inputs = [tensor.clone() for tensor in inputs]  # the pass may write to them
+        generators = [torch.default_generator, default_generator(inputs[0].device)]
+        random = [generator.get_state() for generator in generators]
         capture = Capture(model, inputs, layer, gradient)
         capture.begin(inputs)
         with capture:
@@ -240,4 +243,8 @@ def watch(
                 if rejection is None:
                     raise
                 raise OperationFailed(rejection) from error
+        capture.tape.random = not all(
+            torch.equal(state, generator.get_state())
+            for state, generator in zip(random, generators, strict=True)
+        )
     return capture.tape, capture.output

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from deconvviz.capture.memory import CONSTANT, DERIVED, Memory, address, write_through, written_from
 from deconvviz.capture.places import Place
 from deconvviz.errors import NoForwardPass
-from deconvviz.rules import GATES, HIDDEN_CODE, KEEPS_GATES, PLAIN_GRADIENT, UNSUPPORTED, rule_of
+from deconvviz.rules import HIDDEN_CODE, PLAIN_GRADIENT, UNSUPPORTED, rule_of
 from deconvviz.tape import Slot, Step, Tape, Value, flatten
 
 PLAIN = frozenset((int, float, bool, str, type(None)))
@@ -169,9 +169,9 @@ class TapeWriter:
     def record(self, step: Step, outputs: Sequence[Tensor]) -> None:
         """Number a step's outputs, which are now known, and append it if any carries a signal."""
         gate = None
-        if step.operation in GATES:
+        if step.rule.gate:
             gate, self._gated = len(self.tape.steps), True
-        elif self._gated and step.rule.back in KEEPS_GATES:
+        elif self._gated and step.rule.keeps_gate:
             gates = [self.tape.values[value].gate for value in step.inputs]
             gate = None if None in gates else gates[0]
         numbers: list[int | None] = []

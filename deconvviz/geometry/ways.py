@@ -94,9 +94,9 @@ def _window(axis: Axis, kernel: int, stride: int, padding: int, dilation: int) -
 
 
 def _filter(seen: Seen, axis: Axis, n: int) -> Axis:
-    kernel = seen.step.argument(1, "weight").shape[2:]
     if not isinstance(seen.step.argument(0, "input"), Slot) or len(seen.step.inputs) > 1:
         return seen.all(axis)
+    kernel = seen.step.argument(1, "weight").shape[2:]
     a, spatial = axis.dim - (len(seen.shape) - len(kernel)), len(kernel)
     if a < 0:
         return seen.all(axis)

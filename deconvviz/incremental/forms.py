@@ -29,9 +29,8 @@ if TYPE_CHECKING:
 
 def filtered(plan: Group, step: Step) -> Work | None:
     """A convolution, from the boxes it reads, padding included."""
-    region = plan.region(step.inputs[0])
+    region, n = plan.region(step.inputs[0]), int(step.operation[-2])
     weight, stride, padding, dilation, _ = filter_arguments(*step.arguments, **step.keywords)
-    n = weight.dim() - 2
     if not first_alone(step) or not trailing(region, n):
         return None
     stride, dilation = each(stride, n), each(dilation, n)
@@ -142,9 +141,12 @@ def rearranged(plan: Group, step: Step) -> Work | None:
     except (RuntimeError, IndexError, NotImplementedError):
         return None
     regions = []
-    for output in outputs:
+    for output, value in zip(outputs, step.outputs, strict=False):
         sizes = list(output.shape)
+        real = tuple(region.space[marks.index(n)] if n in marks else n for n in sizes)
         if not sizes or sizes[0] != 1 or any(sizes.count(mark) != 1 for mark in marks):
+            return None
+        if len(outputs) != len(step.outputs) or (value is not None and real != plan.shape(value)):
             return None
         axes = tuple(sizes.index(mark) for mark in marks)
         if 0 in axes or list(axes) != sorted(axes):
@@ -154,7 +156,7 @@ def rearranged(plan: Group, step: Step) -> Work | None:
 
 
 def reshaped(plan: Group, step: Step) -> Work | None:
-    """Channels regrouped (a channel shuffle's views), the spatial axes kept."""
+    """Channels regrouped (a channel shuffle's views) or axes of one cell added or dropped, the spatial axes kept."""
     region = plan.region(step.inputs[0])
     old, new = plan.shape(step.inputs[0]), plan.shape(step.outputs[0])
     axes = _kept_axes(old, new, region.axes)
@@ -273,11 +275,11 @@ _ROWS: list[tuple[str, Form]] = [
     ("batch_norm prelu layer_norm rms_norm linear softmax log_softmax glu local_response_norm", channelwise),
     ("cat concat concatenate", concatenated),
     (
-        "permute transpose movedim moveaxis swapaxes swapdims squeeze unsqueeze getitem chunk split narrow select "
-        "tensor_split unbind index_select",
+        "permute transpose movedim moveaxis swapaxes swapdims getitem chunk split narrow select tensor_split unbind "
+        "index_select",
         rearranged,
     ),
-    ("view reshape flatten unflatten", reshaped),
+    ("view reshape flatten unflatten squeeze unsqueeze", reshaped),
     ("contiguous clone", unchanged),
     ("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout", dropped),
     ("pad", padded),

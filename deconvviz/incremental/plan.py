@@ -261,7 +261,10 @@ def largest_group(clean: CleanPass) -> int:
 def multiply_adds(step: Step, shapes: Sequence[Sequence[int]]) -> int:
     """Of one step on one image: convolutions and matrix products."""
     if step.operation in ("conv1d", "conv2d", "conv3d"):
-        return math.prod(shapes[-1]) * math.prod(step.argument(1, "weight").shape[1:])
+        weight = step.argument(1, "weight")
+        return math.prod(shapes[-1]) * math.prod(
+            (shapes[weight.k] if isinstance(weight, Slot) else weight.shape)[1:]
+        )
     if step.operation == "linear":
         return math.prod(shapes[-1]) * int(shapes[0][-1])
     if step.operation in ("matmul", "bmm", "mm") and shapes[0]:

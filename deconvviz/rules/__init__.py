@@ -33,24 +33,31 @@ _ROWS: list[tuple[str, Rule]] = [
         "pixel_shuffle pixel_unshuffle channel_shuffle unfold fold "
         "masked_fill where tril triu diagonal copy zero fill index_add index_copy overwrite "
         "max_unpool1d max_unpool2d max_unpool3d",
-        Rule(EXACT, linear.adjoint, listed=False, classify=linear.linear_kind),
+        Rule(EXACT, linear.adjoint, keeps_gate=True, listed=False, classify=linear.linear_kind),
     ),
     (
         "cat concat concatenate",
-        Rule(EXACT, linear.adjoint, boxed.joined, listed=False, classify=linear.linear_kind),
+        Rule(EXACT, linear.adjoint, boxed.joined, keeps_gate=True, listed=False, classify=linear.linear_kind),
     ),
-    ("add", Rule(EXACT, linear.add_back, boxed.add, listed=False, classify=linear.linear_kind)),
+    (
+        "add",
+        Rule(EXACT, linear.add_back, boxed.add, keeps_gate=True, listed=False, classify=linear.linear_kind),
+    ),
     (
         "avg_pool1d avg_pool2d avg_pool3d",
-        Rule(EXACT, linear.adjoint, boxed.average_back),
+        Rule(EXACT, linear.adjoint, boxed.average_back, keeps_gate=True),
     ),
     (
         "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d",
-        Rule(EXACT, linear.adjoint),
+        Rule(EXACT, linear.adjoint, keeps_gate=True),
+    ),
+    (
+        "div divide true_divide",
+        Rule(EXACT, linear.adjoint, keeps_gate=True, listed=False, classify=linear.product_kind),
     ),
     (
         "conv_transpose1d conv_transpose2d conv_transpose3d "
-        "matmul mm bmm mv dot einsum tensordot bilinear grid_sample div divide true_divide",
+        "matmul mm bmm mv dot einsum tensordot bilinear grid_sample",
         Rule(EXACT, linear.adjoint, listed=False, classify=linear.product_kind),
     ),
     (
@@ -60,7 +67,7 @@ _ROWS: list[tuple[str, Rule]] = [
     ("linear", Rule(EXACT, linear.transposed_matrix, listed=False, classify=linear.product_kind)),
     (
         "to type float double half bfloat16 type_as",
-        Rule(EXACT, linear.identity, boxed.pointwise, listed=False),
+        Rule(EXACT, linear.identity, boxed.pointwise, keeps_gate=True, listed=False),
     ),
     # ── rectifiers: rectify the signal ───────────────────────────────────────────────────────────────
     ("relu", Rule(EXACT, rectifiers.rectify, boxed.pointwise)),
@@ -120,6 +127,7 @@ _ROWS: list[tuple[str, Rule]] = [
             EXACT,
             gates.pass_gate,
             boxed.product,
+            keeps_gate=True,
             listed=False,
             classify=gates.factor_kind,
             observe=gates.observe_product,
@@ -139,17 +147,13 @@ _ROWS: list[tuple[str, Rule]] = [
         ),
     ),
     (
-        "sigmoid hardsigmoid softmax log_softmax special_expit",
-        Rule(GRADIENT, gates.gradient, observe=gates.observe_gradient),
+        "sigmoid hardsigmoid softmax special_expit",
+        Rule(GRADIENT, gates.gradient, gate=True, observe=gates.observe_gradient),
     ),
+    ("log_softmax", Rule(GRADIENT, gates.gradient, observe=gates.observe_gradient)),
 ]
 
 RULES: dict[str, Rule] = {name: rule for names, rule in _ROWS for name in names.split()}
-
-GATES = frozenset(("sigmoid", "hardsigmoid", "softmax", "special_expit"))
-"""Operations whose output, multiplied by a map, is a gate."""
-KEEPS_GATES = frozenset((linear.adjoint, linear.add_back, linear.identity, gates.pass_gate))
-"""Ways back of the operations that a gate survives: it is reshaped or scaled, and still one."""
 
 HIDDEN_CODE = "hidden code"
 """What a layer does that no operation shows (NumPy, code that is not PyTorch's): it has no gradient either."""
@@ -166,11 +170,9 @@ def rule_of(operation: str) -> Rule:
 __all__ = [
     "EXACT",
     "GATE",
-    "GATES",
     "GENERALISED",
     "GRADIENT",
     "HIDDEN_CODE",
-    "KEEPS_GATES",
     "KINDS",
     "PLAIN_GRADIENT",
     "RULES",
