@@ -79,8 +79,8 @@ class Boxed:
         """What ``value`` (N, C, *space) holds in the boxes: (M or 1, N, C, *size); beyond the space, anything."""
         axes, count, images = self.firsts.shape
         places = [
-            torch.arange(images).view(1, -1, 1, *[1] * axes),
-            torch.arange(value.shape[1]).view(1, 1, -1, *[1] * axes),
+            torch.arange(images, device="cpu").view(1, -1, 1, *[1] * axes),
+            torch.arange(value.shape[1], device="cpu").view(1, 1, -1, *[1] * axes),
         ]
         for axis, cells in enumerate(self._cells()):
             shape = [1] * axes
@@ -104,7 +104,8 @@ class Boxed:
     def _cells(self) -> list[Tensor]:
         """For each axis the cells (M or 1, N, size) of the boxes."""
         return [
-            first.unsqueeze(-1) + torch.arange(n) for first, n in zip(self.firsts, self.size, strict=True)
+            first.unsqueeze(-1) + torch.arange(n, device="cpu")
+            for first, n in zip(self.firsts, self.size, strict=True)
         ]
 
     def __add__(self, other: Boxed | Tensor) -> Boxed | Tensor:
@@ -128,7 +129,7 @@ def _union(a: Boxed, b: Boxed, shift: Sequence[int]) -> Boxed:
         end = max(n, s + m)
         padding[0].extend((max(-s, 0), end - n))
         padding[1].extend((max(s, 0), end - s - m))
-    firsts = a.firsts + torch.tensor(shift).clamp(max=0).view(-1, 1, 1)
+    firsts = a.firsts + torch.tensor(shift, device="cpu").clamp(max=0).view(-1, 1, 1)
     return Boxed(F.pad(a.content, padding[0]) + F.pad(b.content, padding[1]), firsts, a.space)
 
 

@@ -81,6 +81,8 @@ def _obstacle(tape: Tape, output: Any) -> str | None:
         place = f"layer {step.module!r}" if step.module else "the model"
         if step.operation == HIDDEN_CODE:
             return f"{place} hides its operations"
+        if step.autocast != tape.autocast:
+            return f"{place} changes autocast"
         if step.derived:
             return f"{place} computes a mask or an index from the image"
         if step.operation == "batch_norm" and step.kind != EXACT:

@@ -167,7 +167,7 @@ def _occluded(images: Tensor, boxes: Tensor, cover: Tensor) -> Tensor:
 def _random_boxes(parts: Sequence[Tensor], images: Tensor, draws: int, seed: int) -> Iterator[Tensor]:
     """Boxes (N, 4) of the sizes of each part in turn, anywhere inside the images."""
     generator = torch.Generator().manual_seed(seed)
-    room = torch.tensor(images.shape[-2:])
+    room = torch.tensor(images.shape[-2:], device="cpu")
     for draw in range(draws):
         boxes = parts[draw % len(parts)]
         size = torch.stack([boxes[:, 1] - boxes[:, 0], boxes[:, 3] - boxes[:, 2]], 1)

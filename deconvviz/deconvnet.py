@@ -120,7 +120,7 @@ class Deconvnet(Attribution):
         listed = tape.listed and all(p.dim() == activation.dim() for p in pixels)  # pictures (C, H, W)
         pixels = [p if listed else p.movedim(0, 1) for p in pixels]
         pixels = [p.select(0 if listed else 1, 0) if single else p.contiguous() for p in pixels]
-        return pixels[0] if len(pixels) == 1 and not isinstance(inputs, tuple) else tuple(pixels)
+        return pixels[0] if len(pixels) == 1 and not isinstance(inputs, (tuple, list)) else tuple(pixels)
 
     def strongest(self, layer: Layer, k: int = 1, *, inputs: Any = None) -> Tensor:
         """The ``k`` feature maps (N, k) with the largest total activation in each image, largest first."""
@@ -140,7 +140,7 @@ class Deconvnet(Attribution):
         """Where each image's feature map is strongest, in map cells: one tuple, (y, x), an image."""
         _, _, activation = self._layer(layer, inputs)
         _, maps = feature_maps(activation, fmap)
-        cells = activation[torch.arange(len(maps)), maps[:, 0]]
+        cells = activation[torch.arange(len(maps), device="cpu"), maps[:, 0]]
         flat = cells.reshape(len(cells), -1).argmax(1).tolist()
         return [tuple(int(i) for i in np.unravel_index(cell, cells.shape[1:])) for cell in flat]
 
@@ -155,7 +155,7 @@ class Deconvnet(Attribution):
             TargetOutOfRange, UnsupportedOperation, InvalidInput: as their names say.
         """
         tape, output = self._watch(inputs, additional_forward_args)
-        value, output = _only_output(find_call(tape, "", None), flatten(output), "the model")
+        value, output = _only_output(tape.calls[-1], flatten(output), "the model")
         return _attributions(tape, value, target_seed(output, target), self.overlap, inputs)
 
     def check(self, inputs: Any, additional_forward_args: Any = None) -> CheckReport:
@@ -191,7 +191,8 @@ class Deconvnet(Attribution):
         tape = self._recorder.tape
         if tape is None:
             raise NoForwardPass(
-                "no forward pass has been recorded: call model(images) first, or give inputs=images"
+                "no forward pass has been recorded (those under torch.func are not, nor any after close()): call "
+                "model(images) first, or give inputs=images"
             )
         if tape.stale():
             raise NoForwardPass(
@@ -296,4 +297,4 @@ def _maps(activation: Tensor | None, what: str) -> Tensor:
 
 def _attributions(tape: Tape, value: int, seed: Tensor, overlap: str, inputs: Any) -> Any:
     back = back_to_inputs(tape, value, boxed(seed.to(tape.tensors[0].dtype)[None]), overlap)
-    return tuple(b[0] for b in back) if isinstance(inputs, tuple) else back[0][0]
+    return tuple(b[0] for b in back) if isinstance(inputs, (tuple, list)) else back[0][0]

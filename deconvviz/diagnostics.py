@@ -145,7 +145,7 @@ def _twins(weights: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     cosines = unit @ unit.mT
     cosines.diagonal(dim1=1, dim2=2).fill_(-2)
     cosine, twin = cosines.max(2)
-    first = torch.arange(groups)[:, None] * unit.shape[1]
+    first = torch.arange(groups, device="cpu")[:, None] * unit.shape[1]
     return cosine.flatten(), (twin + first).flatten()
 
 

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from deconvviz.capture import require_module, watch
+from deconvviz.capture.reading import evaluating
 from deconvviz.errors import InvalidInput, TargetOutOfRange
 from deconvviz.features import only_value
 from deconvviz.inputs import input_images
@@ -86,7 +87,7 @@ def evidence(model: nn.Module, image: Tensor, layer: Layer, target: int | None =
     Only what follows the layer is computed again for each map.
 
     Args:
-        model: a classifier with scores (N, K), before a softmax; it is left as it was found.
+        model: a classifier with scores (N, K), before a softmax; it is run in eval mode and left as it was found.
         image: (1, C, H, W), as the model takes it.
         layer: a dotted name, a module or a call, whose output is feature maps (N, C, ...).
         target: the class; by default the image's most probable one.
@@ -103,7 +104,8 @@ def evidence(model: nn.Module, image: Tensor, layer: Layer, target: int | None =
             f"image has shape {tuple(image.shape)}; expected one image (1, C, H, W): images[:1]"
         )
     name, number = locate(model, layer)
-    tape, scores = watch(model, [image.expand(BATCH, *image.shape[1:])])
+    with evaluating(model):
+        tape, scores = watch(model, [image.expand(BATCH, *image.shape[1:])])
     if not isinstance(scores, Tensor) or scores.dim() != 2:
         raise InvalidInput("the model does not put out one tensor of scores (N, K); expected a classifier")
     classes = scores.shape[1]

@@ -80,7 +80,8 @@ class Evolution:
         """The strongest activations (E, F); NaN where there is none."""
         nothing = (float("nan"),)
         return torch.tensor(
-            [[(found.values or nothing)[0] for found in self._of(look, layer)] for look in self.looks]
+            [[(found.values or nothing)[0] for found in self._of(look, layer)] for look in self.looks],
+            device="cpu",
         )
 
     def images(self, layer: str) -> Tensor:
@@ -89,7 +90,8 @@ class Evolution:
             [
                 [found.images[0] if any(found.values) else -1 for found in self._of(look, layer)]
                 for look in self.looks
-            ]
+            ],
+            device="cpu",
         )
 
     def jumps(self, layer: str) -> Tensor:
@@ -226,9 +228,11 @@ class Evolution:
         """
         frame = self.about["frames"][found.layer]
         pictures = getattr(found, kind)
-        framed = torch.zeros(self.about["channels"], *(size for _, _, size in frame))
+        framed = torch.zeros(self.about["channels"], *(size for _, _, size in frame), device="cpu")
         if mean:
-            framed += ((0.5 - torch.tensor(mean)) / torch.tensor(std)).view(-1, *[1] * len(frame))
+            framed += ((0.5 - torch.tensor(mean, device="cpu")) / torch.tensor(std, device="cpu")).view(
+                -1, *[1] * len(frame)
+            )
         if pictures:
             position = found.positions[0] or (0,) * len(frame)
             starts = [box[0] - offset - jump * i

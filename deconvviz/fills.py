@@ -54,7 +54,7 @@ def _mean(inputs: Tensor) -> Tensor:
 def _noise(inputs: Tensor) -> Tensor:
     axes = tuple(range(2, inputs.dim()))
     spread, mean = torch.std_mean(inputs.float(), axes, keepdim=True)
-    drawn = torch.randn(inputs.shape, generator=torch.Generator().manual_seed(0)).to(spread)
+    drawn = torch.randn(inputs.shape, generator=torch.Generator().manual_seed(0), device="cpu").to(spread)
     return (mean + spread * drawn).to(inputs.dtype)
 
 
@@ -64,7 +64,7 @@ def _blur(inputs: Tensor) -> Tensor:
     sigma = max(1.0, min(inputs.shape[2:]) / 8)
     for axis in range(2, inputs.dim()):
         radius = min(math.ceil(3 * sigma), 4 * inputs.shape[axis])
-        weight = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
+        weight = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device="cpu") / sigma) ** 2)
         weight = (weight / weight.sum()).to(inputs).view(1, 1, -1)
         lines = blurred.movedim(axis, -1)
         padded = F.pad(lines.reshape(-1, 1, lines.shape[-1]), (radius, radius), mode="replicate")

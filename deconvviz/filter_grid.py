@@ -213,7 +213,7 @@ class FilterGrid(Attribution):
             found.require({"data": grid._images.describe()}, str(path))
         with evaluating(grid.model):
             grid._places = find_places(
-                grid.model, grid._located, torch.zeros(1, *about["image"]).to(grid._like())
+                grid.model, grid._located, torch.zeros(1, *about["image"], device="cpu").to(grid._like())
             )
         grid._found = found
         return grid
@@ -315,7 +315,10 @@ class FilterGrid(Attribution):
 
     def _like(self) -> Tensor:
         """A tensor of the model's dtype and device."""
-        return next((p.detach() for p in self.model.parameters() if p.is_floating_point()), torch.zeros(()))
+        return next(
+            (p.detach() for p in self.model.parameters() if p.is_floating_point()),
+            torch.zeros((), device="cpu"),
+        )
 
 
 def _stacked(layer: GridLayer, fmaps: list[int], k: int, inputs: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ SWEEPS = {
 
 
 def _steps(first: float, last: float, count: int) -> list[float]:
-    return torch.linspace(first, last, count, dtype=torch.float64).tolist()
+    return torch.linspace(first, last, count, dtype=torch.float64, device="cpu").tolist()
 
 
 @dataclass(frozen=True)

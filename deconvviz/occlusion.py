@@ -142,7 +142,7 @@ class OcclusionSensitivity(PerturbationAttribution):
             results = []
             for i, tensor in enumerate(tensors):
                 whole = [] if parts else _whole_passes(model, tensors, i, windows[i], fills[i], clean)
-                falls = torch.zeros(len(windows[i]), clean.numel(), dtype=torch.float64)
+                falls = torch.zeros(len(windows[i]), clean.numel(), dtype=torch.float64, device="cpu")
                 for chosen, fall in sweep(
                     changed, whole, orders[i], batch, tensor.device.type, show_progress
                 ):
@@ -253,7 +253,7 @@ class _Selected:
         if isinstance(output, Tensor):
             return output
         if isinstance(output, (int, float)):
-            return torch.tensor(output)
+            return torch.tensor(output, device="cpu")
         raise InvalidInput(f"forward_func gives a {type(output).__name__}; expected a tensor or a number")
 
     def select(self, outputs: Tensor, count: int) -> Tensor:
@@ -336,8 +336,8 @@ def _whole_number(asked: Any) -> int | None:
 
 def _averaged(windows: Windows, falls: Tensor, tensor: Tensor, clean: Tensor) -> Tensor:
     """(R, *shape): the mean fall of the windows that covered each element."""
-    total = torch.zeros(clean.numel(), *tensor.shape[1:], dtype=torch.float64)
-    counts = torch.zeros(1, *tensor.shape[1:], dtype=torch.float64)
+    total = torch.zeros(clean.numel(), *tensor.shape[1:], dtype=torch.float64, device="cpu")
+    counts = torch.zeros(1, *tensor.shape[1:], dtype=torch.float64, device="cpu")
     windows.spread(falls, total, counts)
     dtype = torch.float64 if clean.dtype == torch.float64 else torch.float32
     return (total / counts).to(tensor.device, dtype)

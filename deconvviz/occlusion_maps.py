@@ -160,7 +160,7 @@ def occlusion_maps(
     ]
     return OcclusionMaps(
         images=images,
-        boxes=torch.tensor(boxes).view(*grid, 4),
+        boxes=torch.tensor(boxes, device="cpu").view(*grid, 4),
         layer=layer if isinstance(layer, str) else locate(model, layer)[0],
         fmaps=found.fmaps,
         activation_cells=cells["activation"],
@@ -256,7 +256,7 @@ class _Maps:
         places = torch.from_numpy(np.searchsorted(np.sort(order), np.concatenate(numbers)))
         results = {}
         for name, clean in self.clean.items():
-            everything = torch.zeros(len(order), *clean.shape, dtype=clean.dtype)
+            everything = torch.zeros(len(order), *clean.shape, dtype=clean.dtype, device="cpu")
             if parts:
                 everything[places] = torch.cat([part[name] for part in parts])
             results[name] = gathered(everything, self.shard)
@@ -294,7 +294,9 @@ class _Maps:
 
     def _rows(self, activation: Tensor, outputs: Tensor, count: int) -> Rows:
         """Results of ``count`` copies of the images."""
-        chosen = activation.unflatten(0, (count, -1))[:, torch.arange(len(self.fmaps)), self.fmaps]
+        chosen = activation.unflatten(0, (count, -1))[
+            :, torch.arange(len(self.fmaps), device="cpu"), self.fmaps
+        ]
         return self._scores(chosen.reshape(*chosen.shape[:2], -1).sum(-1), outputs, count)
 
     def _scores(self, totals: Tensor, outputs: Tensor, count: int) -> Rows:

@@ -67,29 +67,14 @@ def project(
         UnsupportedOperation, NoForwardPass: as :func:`back_to_inputs`.
     """
     way = _Way(tape, value, overlap)
-    budget = way.budget() if budget is None else budget
     with _plain(tape):
         pixels = [t.new_empty((len(t), count, *t.shape[1:])).movedim(1, 0) for t in tape.tensors]
-    widths = [0] * len(way.steps)
-
-    def go(signals: dict[int, Signal], part: slice, start: int) -> None:
-        for i in range(start, len(way.steps)):
-            pieces = _pieces(part, budget, widths[i])
-            if len(pieces) > 1:
-                for piece in pieces:
-                    own = slice(piece.start - part.start, piece.stop - part.start)
-                    go({number: signal[own] for number, signal in signals.items()}, piece, i)
-                return
-            widths[i] = way.through(way.steps[i], signals) // (part.stop - part.start)
-        for whole, number in zip(pixels, tape.inputs, strict=True):
-            _put(signals.get(number), whole[part])
-
-    with _plain(tape):
+        walk = _Walk(way, pixels, way.budget() if budget is None else budget)
         first = slice(0, 1)  # alone, to see how wide it gets
         width = _bytes([seed := seeds(first)])
-        go({value: seed}, first, 0)
-        for part in _pieces(slice(1, count), budget, width):
-            go({value: seeds(part)}, part, 0)
+        walk.on({value: seed}, first, 0)
+        for part in _pieces(slice(1, count), walk.budget, width):
+            walk.on({value: seeds(part)}, part, 0)
     return pixels
 
 
@@ -118,7 +103,7 @@ def _plain(tape: Tape) -> Iterator[None]:
 
 
 class _Way:
-    """The way from a value back to the pass's inputs: :attr:`steps`, the last one first."""
+    """The way from a value back to the pass's :attr:`inputs`: :attr:`steps`, the last one first."""
 
     def __init__(self, tape: Tape, value: int, overlap: str) -> None:
         self.steps = tape.leading_to(value)[::-1]
@@ -127,6 +112,7 @@ class _Way:
                 "the layer's output does not depend on the inputs through any operation seen in the pass "
                 "(it may go through numpy, .detach() or code that hides its operations)"
             )
+        self.inputs = tape.inputs
         self._tape, self._context = tape, Context(tape.values, overlap)
 
     def budget(self) -> int:
@@ -174,6 +160,28 @@ class _Way:
             f"no rule for {step.operation!r} in layer {place or 'the model'!r}, so the deconvnet is not defined "
             f"there. Choose a layer before it{'' if step.operation == HIDDEN_CODE else or_else}"
         )
+
+
+class _Walk:
+    """Many signals on one way, which part where they outgrow ``budget`` bytes, into ``pixels`` at its end."""
+
+    def __init__(self, way: _Way, pixels: Sequence[Tensor], budget: int) -> None:
+        self._way, self._pixels, self.budget = way, pixels, budget
+        self._widths = [0] * len(way.steps)
+
+    def on(self, signals: dict[int, Signal], part: slice, start: int) -> None:
+        """Take the signals of the projections ``part`` from the step ``start`` to the inputs."""
+        steps = self._way.steps
+        for i in range(start, len(steps)):
+            pieces = _pieces(part, self.budget, self._widths[i])
+            if len(pieces) > 1:
+                for piece in pieces:
+                    own = slice(piece.start - part.start, piece.stop - part.start)
+                    self.on({number: signal[own] for number, signal in signals.items()}, piece, i)
+                return
+            self._widths[i] = self._way.through(steps[i], signals) // (part.stop - part.start)
+        for whole, number in zip(self._pixels, self._way.inputs, strict=True):
+            _put(signals.get(number), whole[part])
 
 
 def _bytes(signals: Iterable[Signal | None]) -> int:

@@ -70,7 +70,7 @@ class Windows:
         modulus, distances = self._code
         if modulus is None:
             return places + sum(_firsts(self, places.device))
-        table = torch.zeros(modulus, dtype=torch.long)
+        table = torch.zeros(modulus, dtype=torch.long, device="cpu")
         for place, distance in distances.items():
             table[place] = distance
         return table.to(places.device)[places.long()] + sum(_firsts(self, places.device))
@@ -83,13 +83,13 @@ class Windows:
         if modulus is None or len(distances) < math.prod(self.kernel):
             return None
         widths = [math.prod(size[axis + 1 :]) for axis in range(len(size))]
-        table = torch.zeros(modulus, dtype=torch.long)
+        table = torch.zeros(modulus, dtype=torch.long, device="cpu")
         for within in itertools.product(*map(range, self.kernel)):
             steps = [i * dilation for i, dilation in zip(within, self.dilation, strict=True)]
             distance = sum(map(operator.mul, steps, self.widths))
             table[distance % modulus] = sum(map(operator.mul, steps, widths))
         starts = [
-            torch.arange(n) * s * w
+            torch.arange(n, device="cpu") * s * w
             for n, s, w in zip(places.shape[-len(size) :], stride, widths, strict=True)
         ]
         first = functools.reduce(lambda a, b: a.unsqueeze(-1) + b, starts)
@@ -133,7 +133,11 @@ def _firsts(windows: Windows, device: torch.device, byte: int | None = None) -> 
     widths = windows.widths
     with torch.inference_mode(False):
         return [
-            torch.tensor([start * width % byte if byte else start * width for start in starts], dtype=dtype)
+            torch.tensor(
+                [start * width % byte if byte else start * width for start in starts],
+                dtype=dtype,
+                device="cpu",
+            )
             .to(device)
             .view(-1, *[1] * (len(widths) - 1 - axis))
             for axis, (starts, width) in enumerate(zip(windows.starts, widths, strict=True))

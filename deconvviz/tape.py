@@ -57,6 +57,8 @@ class Step:
     """The argument that the operation overwrites (a position or keyword), if it works in place."""
     gate: int | None = None
     """The step whose output is the gate, if this is a product with one."""
+    autocast: torch.dtype | None = None
+    """The type that autocast asked for here, if it was on."""
     derived: bool = False
     """An argument is a mask, index or detached tensor computed from the input: a constant of the pass."""
 
@@ -114,7 +116,7 @@ class Tape:
     tensors: tuple[Tensor, ...] = ()
     """The input tensors themselves, by reference."""
     versions: list[tuple[Tensor, int]] = field(default_factory=list)
-    """The parameters used, with their version counters: an optimiser step makes the tape stale."""
+    """The inputs, parameters and buffers used, with their version counters: an optimiser step makes the tape stale."""
     autocast: torch.dtype | None = None
     listed: bool = False
     """The inputs came in a list, as detectors take their pictures (C, H, W)."""
@@ -133,7 +135,7 @@ class Tape:
         return counts
 
     def stale(self) -> bool:
-        """Whether a parameter or an input was written to since."""
+        """Whether an input, a parameter or a buffer was written to since."""
         return any(tensor._version != version for tensor, version in self.versions)
 
     def unbatched(self) -> bool:
@@ -179,10 +181,18 @@ class Tape:
                 for value in set(step.inputs):
                     if last_use[value] == i and value not in wanted:
                         del held[value]
-                for number, output in zip(step.outputs, flatten(step.rerun(*tensors)), strict=False):
+                with self.casting(step):
+                    outputs = flatten(step.rerun(*tensors))
+                for number, output in zip(step.outputs, outputs, strict=False):
                     if number is not None and number not in given:
                         held[number] = output
         return {value: held[value] for value in wanted}
+
+    def casting(self, step: Step) -> contextlib.AbstractContextManager[Any]:
+        """Within :meth:`context`: a step's own autocast state, where the model changes it."""
+        if step.autocast == self.autocast:
+            return contextlib.nullcontext()
+        return _autocast(self.tensors[0].device.type, step.autocast)
 
     @contextlib.contextmanager
     def context(self, gradient: bool = False) -> Any:
@@ -191,9 +201,19 @@ class Tape:
         with (
             torch.inference_mode(False),
             torch.set_grad_enabled(gradient),
-            torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None),
+            _autocast(device, self.autocast),
         ):
             yield
+
+
+def _autocast(device: str, dtype: torch.dtype | None) -> torch.autocast:
+    return torch.autocast(device, dtype=dtype, enabled=dtype is not None)
+
+
+def autocast_of(tensor: Tensor) -> torch.dtype | None:
+    """The type that autocast asks for where ``tensor`` is, ``None`` if it is off."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def fill(item: Any, inputs: Sequence[Tensor]) -> Any:

@@ -63,7 +63,7 @@ def project_units(
         overlap, gradient: as :class:`~deconvviz.deconvnet.Deconvnet`'s.
         seed: start from the unit's ``"activation"`` or from ``"one"``.
     """
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros((), device="cpu"))
     if budget is None:
         budget = CPU_BUDGET if like.device.type == "cpu" else DEVICE_BUDGET
     run = _Run(model, layer, field, overlap, gradient, seed, like)
@@ -159,8 +159,8 @@ class _Run:
     def _seeds(self, activation: Tensor, units: Sequence[Unit], axis: int) -> Tensor | Boxed:
         """A signal (M, N, maps, *cells) from one unit each: along the projections M of one image (``axis`` 0), or
         along the images N (1)."""
-        rows = torch.arange(len(units))
-        maps, *cells = torch.tensor([_cell(self.field, unit) for unit in units]).T
+        rows = torch.arange(len(units), device="cpu")
+        maps, *cells = torch.tensor([_cell(self.field, unit) for unit in units], device="cpu").T
         content = activation.new_zeros((len(units), activation.shape[1]), dtype=self.like.dtype)
         where = rows % len(activation), maps, *cells
         values = activation[where]

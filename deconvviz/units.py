@@ -103,7 +103,7 @@ def _flat_positions(position: Any, images: int, space: Sequence[int]) -> Tensor:
     try:
         given = torch.as_tensor(position)
     except (TypeError, ValueError, RuntimeError):
-        given = torch.tensor(torch.nan)
+        given = torch.tensor(torch.nan, device="cpu")
     expected = f"({', '.join('zyx'[-len(space) :]) if 0 < len(space) <= 3 else 'no position'})"
     whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
     if not whole or given.shape not in ((len(space),), (images, len(space))) or not space:
@@ -112,11 +112,11 @@ def _flat_positions(position: Any, images: int, space: Sequence[int]) -> Tensor:
             f"({images}, {len(space)}) with one for each image"
         )
     given = given.cpu().long().expand(images, -1)
-    size = torch.tensor(space)
+    size = torch.tensor(space, device="cpu")
     if ((given < -size) | (given >= size)).any():
         raise PositionOutOfRange(
             f"position {position!r} is outside a map of {' x '.join(map(str, space))} cells; "
             "positions count from 0, in cells of the map, not in pixels"
         )
-    strides = torch.tensor([math.prod(space[i + 1 :]) for i in range(len(space))])
+    strides = torch.tensor([math.prod(space[i + 1 :]) for i in range(len(space))], device="cpu")
     return ((given % size) * strides).sum(-1).view(-1, 1, 1)

@@ -96,7 +96,7 @@ class Windows:
         if self.masks is not None:
             masks = self.masks if self.masks.dim() == 1 + len(self.shape) else self.masks.unsqueeze(1)
             return torch.stack([masks[w][self._box(w)] for w in chosen.tolist()])
-        covered = torch.ones((), dtype=torch.bool)
+        covered = torch.ones((), dtype=torch.bool, device="cpu")
         firsts = np.concatenate([np.zeros((1, len(self)), np.int64), self.firsts])[:, chosen]
         for axis, (first, n) in enumerate(zip(firsts, (self.shape[0], *self.size), strict=True)):
             cells = first[:, None] + np.arange(n)
@@ -147,7 +147,7 @@ class Windows:
             counts[box] += covered
 
     def _mask(self, w: int) -> Tensor:
-        mask = self.masks[w] if self.masks is not None else torch.ones(self.shape)
+        mask = self.masks[w] if self.masks is not None else torch.ones(self.shape, device="cpu")
         mask = mask if mask.dim() == len(self.shape) else mask.unsqueeze(0)
         box = (slice(None), *self.box(w)[1:])
         return mask[box]

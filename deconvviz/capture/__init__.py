@@ -44,12 +44,27 @@ def require_module(model: Any) -> nn.Module:
                 f"{what} is compiled, so its operations cannot be seen: "
                 "give the module from before torch.compile (its ._orig_mod)"
             )
+        for function in _scripted_functions(module):
+            raise UnsupportedModel(
+                f"{what} calls the scripted function {function!r}, whose operations cannot be seen: "
+                "use it as it was before torch.jit.script or torch.jit.trace"
+            )
         if getattr(module, "_compiled_call_impl", None) is not None:
             raise UnsupportedModel(
                 f"{what} is compiled, so its operations cannot be seen: "
                 "give a copy, which is not compiled: copy.deepcopy(model)"
             )
     return model
+
+
+def _scripted_functions(module: nn.Module) -> list[str]:
+    """The scripted functions that a module holds, or that its forward names."""
+    forward = getattr(type(module).forward, "__code__", None)
+    known = getattr(type(module).forward, "__globals__", {})
+    named = {name: known.get(name) for name in (forward.co_names if forward is not None else ())}
+    return [
+        name for name, item in (vars(module) | named).items() if isinstance(item, torch.jit.ScriptFunction)
+    ]
 
 
 __all__ = ["Capture", "Recorder", "left_as_found", "require_module", "watch"]

@@ -13,6 +13,10 @@ CONSTANT, DERIVED = -1, -2
 detached tensor computed from it."""
 
 
+class Transformed(Exception):
+    """Operations run on tensors that stand for others: what they do to memory can't be followed."""
+
+
 class Memory:
     """The live tensors that a pass has met, each with its mark: the number of its value, or no signal."""
 
@@ -78,10 +82,17 @@ class Memory:
 
 
 def address(tensor: Tensor) -> int:
-    """Where a tensor's storage lies; 0 if it has none."""
+    """Where a tensor's storage lies; 0 if it has none.
+
+    Raises:
+        Transformed: the tensor is one of a transform's (``torch.func``) or of a tracer's.
+    """
     if tensor.layout is not torch.strided:
         return 0
-    first, offset = tensor.data_ptr(), int(tensor.storage_offset())  # its storage's is slower
+    try:
+        first, offset = tensor.data_ptr(), int(tensor.storage_offset())  # its storage's is slower
+    except RuntimeError as error:
+        raise Transformed from error
     return first - offset * tensor.element_size() if offset else first
 
 

@@ -24,6 +24,8 @@ class Places:
         self._hooked: list[dict[int, Any]] = []
         self._key = RemovableHandle(OrderedDict()).id
         self.thread = get_ident()
+        self.paused = False
+        """The calls are of another pass for now."""
 
     def left(self, place: Place, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """A call gave an output."""
@@ -54,14 +56,14 @@ class Places:
 
     def enter(self, name: str, module: nn.Module, args: Any) -> None:
         """A module's call begins."""
-        if get_ident() == self.thread:
+        if get_ident() == self.thread and not self.paused:
             self._counts[name] = number = self._counts.get(name, 0) + 1
             self._calls.append((name, number))
 
     def leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """It ended: with an output, or with none because it raised."""
         calls = self._calls
-        if get_ident() != self.thread:
+        if get_ident() != self.thread or self.paused:
             return
         if calls[-1][0] != name and all(name != place[0] for place in calls):
             return  # a call that another pre-hook ended before ours

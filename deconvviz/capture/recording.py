@@ -11,6 +11,7 @@ from torch import nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils.hooks import RemovableHandle
 
+from deconvviz.capture.memory import Transformed
 from deconvviz.capture.watching import Capture
 from deconvviz.tape import Tape
 
@@ -38,7 +39,8 @@ class Recorder:
     """Records every forward pass of ``model`` until closed; :attr:`tape` is the last one's.
 
     Two hooks stay on the model's root; those on its layers live only while it runs. Our own passes, those
-    in a replica of ``DataParallel``, and those without a floating-point tensor are not recorded.
+    in a replica of ``DataParallel``, under ``torch.func`` or ``torch.export``, and those without a floating-point
+    tensor are not recorded.
     """
 
     def __init__(self, model: nn.Module, gradient: bool = False) -> None:
@@ -64,7 +66,10 @@ class Recorder:
         _leave(self._running)
         self.tape = None
         capture = Capture(module, gradient=self._gradient, own=False)
-        capture.begin((args, kwargs))
+        try:
+            capture.begin((args, kwargs))
+        except Transformed:
+            return None
         if not capture.tape.inputs:
             return None
         self._running.append(capture.__enter__())

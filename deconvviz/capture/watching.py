@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,13 +11,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from deconvviz.capture.as_found import left_as_found
-from deconvviz.capture.memory import CONSTANT, address
+from deconvviz.capture.memory import CONSTANT, Transformed, address
 from deconvviz.capture.operations import Operation, operation, outline, replaced, written
 from deconvviz.capture.places import Place, Places
 from deconvviz.capture.writing import TapeWriter
-from deconvviz.errors import OperationFailed
+from deconvviz.errors import OperationFailed, UnsupportedModel
 from deconvviz.rules.gates import default_generator
-from deconvviz.tape import Call, Step, Tape, flatten
+from deconvviz.tape import Call, Step, Tape, autocast_of, flatten
 
 REJECTIONS = (RuntimeError, IndexError, TypeError, ValueError, AssertionError)
 """What PyTorch raises when it is given what it can't take."""
@@ -79,15 +80,12 @@ class Capture(TorchFunctionMode, Places):
         self._writer.begin(tensors)
         if self._inputs is None:
             self.tape.listed = any(isinstance(item, list) for item in arguments[0])
-        if tensors and torch.is_autocast_enabled(tensors[0].device.type):
-            self.tape.autocast = torch.get_autocast_dtype(tensors[0].device.type)
+        if tensors:
+            self.tape.autocast = autocast_of(tensors[0])
 
     def finish(self) -> None:
         """Note that the pass ran to its end."""
-        self.tape.complete = True
-        self.tape.versions += [
-            (tensor, tensor._version) for tensor in self.tape.tensors if not tensor.is_inference()
-        ]
+        self._writer.finish()
 
     def rejection(self, error: Exception) -> str | None:
         """What PyTorch rejected and what to give; ``None`` for want of memory and for the model's own errors."""
@@ -133,10 +131,19 @@ class Capture(TorchFunctionMode, Places):
         """Run one operation, and write it down if it depends on the input."""
         kwargs = kwargs or {}
         what = operation(function)
-        if what.query or self.abandoned:
+        if what.query or self.abandoned or self.paused:
             return function(*args, **kwargs)
         try:
             return self._observe(what, function, args, kwargs)
+        except Transformed:
+            self.abandoned = True
+            if self.own:
+                name = self._calls[-1][0]
+                place = f"layer {name!r}" if name else "the model"
+                raise UnsupportedModel(
+                    f"{place} uses torch.func or a tracer inside its forward, so its operations cannot be seen"
+                ) from None
+            return function(*args, **kwargs)
         except Exception:
             raise
         except BaseException:  # Ctrl-C, outside the reach of the hooks that end a recorded pass
@@ -213,6 +220,20 @@ def _raised_by_torch(error: Exception) -> bool:
     return trace is not None and trace.tb_frame.f_globals.get("__name__", "").split(".")[0] == "torch"
 
 
+@contextlib.contextmanager
+def _others_paused() -> Iterator[None]:
+    """A pass of ours, in a hook of one that is recorded, is no part of that."""
+    modes = _get_current_function_mode_stack()
+    running = [mode for mode in modes if isinstance(mode, Capture) and not mode.paused]
+    for capture in running:
+        capture.paused = True
+    try:
+        yield
+    finally:
+        for capture in running:
+            capture.paused = False
+
+
 def watch(
     model: nn.Module,
     inputs: Sequence[Tensor],
@@ -225,7 +246,7 @@ def watch(
     Returns:
         The tape, and the output of the model, or of the layer if one is given.
     """
-    with left_as_found(model), torch.inference_mode(False), torch.no_grad():
+    with _others_paused(), left_as_found(model), torch.inference_mode(False), torch.no_grad():
         inputs = [tensor.clone() for tensor in inputs]  # the pass may write to them
         generators = [torch.default_generator, default_generator(inputs[0].device)]
         random = [generator.get_state() for generator in generators]

@@ -14,7 +14,7 @@ from deconvviz.capture.memory import CONSTANT, DERIVED, Memory, address, write_t
 from deconvviz.capture.places import Place
 from deconvviz.errors import NoForwardPass
 from deconvviz.rules import HIDDEN_CODE, PLAIN_GRADIENT, UNSUPPORTED, rule_of
-from deconvviz.tape import Slot, Step, Tape, Value, flatten
+from deconvviz.tape import Slot, Step, Tape, Value, autocast_of, flatten
 
 PLAIN = frozenset((int, float, bool, str, type(None)))
 
@@ -31,7 +31,8 @@ class TapeWriter:
         self.tape = Tape()
         self.memory = Memory()
         self._model, self._gradient = model, gradient
-        self._parameters: set[int] = set()
+        self._foreign: dict[int, tuple[Tensor, int]] = {}
+        """Parameters, buffers and other tensors used that are not of the pass, and their versions when first used."""
         self._held: set[int] | None = None
         self._gated = False
         self._inputs_at: set[int] = set()
@@ -41,6 +42,14 @@ class TapeWriter:
         self.tape.inputs = [self._track(tensor) for tensor in tensors]
         self.tape.tensors = tuple(tensors)
         self._inputs_at = {address(tensor) for tensor in tensors}
+
+    def finish(self) -> None:
+        """The pass ran to its end: note what it used and did not write to itself, to see later whether it changed."""
+        inputs = [(tensor, tensor._version) for tensor in self.tape.tensors if not tensor.is_inference()]
+        foreign = [
+            (tensor, version) for tensor, version in self._foreign.values() if tensor._version == version
+        ]
+        self.tape.versions, self.tape.complete = inputs + foreign, True
 
     # ── arguments ────────────────────────────────────────────────────────────────────────────────────
 
@@ -72,6 +81,8 @@ class TapeWriter:
             mark = self.memory.mark(item)
             if mark is None and self._held is not None:
                 mark = self._returned(item, place)
+            if mark is None and not item.is_inference():
+                self._foreign.setdefault(id(item), (item, item._version))
             if mark is None or mark < 0:
                 marks.add(mark)
                 return self._constant(item)
@@ -94,10 +105,6 @@ class TapeWriter:
     def _constant(self, tensor: Tensor) -> Tensor:
         kind = type(tensor)
         if kind is nn.Parameter or (kind is not Tensor and isinstance(tensor, nn.Parameter)):  # this is slow
-            key = id(tensor)
-            if key not in self._parameters and not tensor.is_inference():
-                self._parameters.add(key)
-                self.tape.versions.append((tensor, tensor._version))
             return tensor
         if tensor.is_inference():  # autograd would refuse to keep it for the adjoint
             with torch.inference_mode(False):
@@ -115,7 +122,7 @@ class TapeWriter:
         """Whether a tensor that no operation gave may carry what went out to NumPy."""
         if self._held is None or isinstance(tensor, nn.Parameter):
             return False
-        return tensor.is_floating_point() and id(tensor) not in self._held
+        return carries(tensor) and id(tensor) not in self._held
 
     def unseen(self, place: Place, module: nn.Module, outputs: Sequence[Tensor], sources: list[int]) -> None:
         """Write down that a module's outputs that no operation gave, nor it holds, come from its inputs."""
@@ -123,7 +130,7 @@ class TapeWriter:
         if self._held is not None:
             held, sources = held & self._held, sources or self.tape.inputs
         for tensor in outputs:
-            if tensor.is_floating_point() and self.memory.mark(tensor) is None:
+            if carries(tensor) and self.memory.mark(tensor) is None:
                 if id(tensor) in held or not sources:
                     self.memory.know(tensor, CONSTANT)
                 else:
@@ -133,7 +140,7 @@ class TapeWriter:
         """Mark what an operation that carries no signal gave."""
         returned = self._held is not None and any(isinstance(item, np.ndarray) for item in args)
         for tensor in flatten(output if target is None else (output, target)):
-            if returned and tensor.is_floating_point():
+            if returned and carries(tensor):
                 self.hidden(place, tensor, self.tape.inputs)
             elif self.memory.value(tensor) is None or tensor is target:
                 self.memory.know(tensor, DERIVED if derived else CONSTANT)
@@ -159,7 +166,7 @@ class TapeWriter:
         """An operation about to run, with its row of the table."""
         rule = rule_of(operation)
         step = Step(*place, operation, function, arguments, keywords, values, (), rule, rule.kind)
-        step.derived = derived
+        step.derived, step.autocast = derived, autocast_of(self.tape.tensors[0])
         if rule.classify is not None:
             step.kind = rule.classify(step, self.tape.values)
         if step.kind == UNSUPPORTED and self._gradient:
@@ -176,7 +183,7 @@ class TapeWriter:
             gate = None if None in gates else gates[0]
         numbers: list[int | None] = []
         for tensor in outputs:
-            if tensor.is_floating_point():
+            if carries(tensor):
                 numbers.append(self._track(tensor, gate))
             else:
                 self.memory.know(tensor, DERIVED)
@@ -215,6 +222,11 @@ class TapeWriter:
         )
         function = functools.partial(write_through, geometries, size)
         self.record(self.step(place, "overwrite", function, arguments, {}, inputs, False), [alias])
+
+
+def carries(tensor: Tensor) -> bool:
+    """Whether a tensor can carry a signal: real or complex numbers, no integers."""
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _not_seen(*inputs: Tensor) -> Any:

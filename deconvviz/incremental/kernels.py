@@ -69,7 +69,9 @@ class Winograd:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, direct: Kernel) -> None:
-        taps = torch.tensor([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], dtype=torch.float64) / 2
+        taps = (
+            torch.tensor([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], dtype=torch.float64, device="cpu") / 2
+        )
         cells = weight.double().flatten(2).movedim(2, 0).flatten(1)
         self._products = []
         for column in taps:  # as the tiles' columns go before their rows
@@ -135,7 +137,7 @@ def _from_tiles(m0: Tensor, m1: Tensor, m2: Tensor, m3: Tensor) -> tuple[Tensor,
 @functools.cache
 def _packing_works() -> bool:
     """Whether this build of PyTorch has the operations, and they give what the public one gives."""
-    rows = torch.arange(48, dtype=torch.float32).view(-1, 2) / 7
+    rows = torch.arange(48, dtype=torch.float32, device="cpu").view(-1, 2) / 7
     matrix = rows[:3].cos()
     try:
         packed = torch.ops.mkldnn._reorder_linear_weight(matrix, None)

@@ -268,7 +268,9 @@ def _collate(items: Sequence[tuple[int, Tensor | str]]) -> Batch:
             "them one size, or batch_size=1"
         )
     images = torch.stack([image for _, image in good]) if good else None
-    return Batch(torch.tensor([number for number, _ in good], dtype=torch.int64), images, broken)
+    return Batch(
+        torch.tensor([number for number, _ in good], dtype=torch.int64, device="cpu"), images, broken
+    )
 
 
 def _in_batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

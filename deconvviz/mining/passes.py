@@ -36,7 +36,7 @@ class Miner:
         self.states = tuple(states)
         self._like, self._autocast = like, autocast
         self._layout = torch.channels_last if channels_last else torch.preserve_format
-        self._numbers = torch.empty(0, dtype=torch.int64)
+        self._numbers = torch.empty(0, dtype=torch.int64, device="cpu")
         self._new: dict[int, Strongest] = {}
         self.run: Any = None
 

@@ -66,7 +66,7 @@ _ROWS: list[tuple[str, Rule]] = [
     ),
     ("linear", Rule(EXACT, linear.transposed_matrix, listed=False, classify=linear.product_kind)),
     (
-        "to type float double half bfloat16 type_as",
+        "to cpu type float double half bfloat16 type_as",
         Rule(EXACT, linear.identity, boxed.pointwise, keeps_gate=True, listed=False),
     ),
     # ── rectifiers: rectify the signal ───────────────────────────────────────────────────────────────

@@ -83,6 +83,8 @@ def filter_back(step: Step, signals: Boxes, context: Context) -> Boxes | None:
     space = tuple(context.values[step.inputs[0]].shape[2:])
     if signal is None or not isinstance(step.argument(0, "input"), Slot) or isinstance(padding, str):
         return None
+    if signal.content.is_complex():
+        return None
     if len(space) != weight.dim() - 2:
         return None
     return [_through(signal, weight, stride, padding, dilation, groups, space)]
@@ -119,13 +121,13 @@ def _before(signal: Boxed, kernel: Sequence[int], stride: Sequence[int], padding
     """Where boxes start before windows, and their size there."""
     geometry = zip(signal.size, kernel, stride, dilation, strict=True)
     size = tuple((n - 1) * s + (k - 1) * d + 1 for n, k, s, d in geometry)
-    columns = [torch.tensor(item).view(-1, 1, 1) for item in (stride, padding)]
+    columns = [torch.tensor(item, device="cpu").view(-1, 1, 1) for item in (stride, padding)]
     return signal.firsts * columns[0] - columns[1], size
 
 
 def unpool_by_switches(step: Step, signals: Boxes, context: Context) -> Boxes | None:
     """Each value to the recorded place of its maximum, within the box."""
-    (signal,) = signals
+    signal = signals[0]
     switches: Switches = step.kept
     windows = switches.windows
     spatial = len(windows.size)

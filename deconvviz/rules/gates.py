@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deconvviz.rules.linear import adjoint, product_kind, pull_back, unbroadcast
+from deconvviz.rules.linear import adjoint, as_fine, product_kind, pull_back, unbroadcast
 from deconvviz.rules.rule import EXACT, GATE, GENERALISED, Context, Run, Signals
 from deconvviz.tape import Step, Value
 
@@ -104,7 +104,7 @@ BATCHED = frozenset(("sigmoid", "hardsigmoid", "softmax", "log_softmax", "specia
 def gradient(step: Step, signals: Signals, context: Context) -> Signals:
     """The plain gradient at the recorded inputs."""
     signal = next(signal for signal in signals if signal is not None)
-    at = [kept.to(signal.dtype, copy=True) for kept in step.kept]
+    at = [kept.to(as_fine(kept.dtype, signal.dtype), copy=True) for kept in step.kept]
     return pull_back(step, signals, at, one_by_one=step.operation not in BATCHED)
 
 

@@ -36,10 +36,17 @@ def adjoint(step: Step, signals: Signals, context: Context) -> Signals:
     """A linear operation has one Jacobian everywhere: it is pulled back at a placeholder."""
     signal = next(signal for signal in signals if signal is not None)
     at = [
-        torch.empty_strided(value.shape, value.stride, dtype=signal.dtype, device=signal.device)
+        torch.empty_strided(
+            value.shape, value.stride, dtype=as_fine(value.dtype, signal.dtype), device=signal.device
+        )
         for value in (context.values[i] for i in step.inputs)
     ]
     return pull_back(step, signals, at)
+
+
+def as_fine(dtype: torch.dtype, other: torch.dtype) -> torch.dtype:
+    """A dtype in the precision of another: real or complex as it is."""
+    return other.to_complex() if dtype.is_complex else other.to_real()
 
 
 def add_back(step: Step, signals: Signals, context: Context) -> Signals:
@@ -119,6 +126,8 @@ def filter_back(step: Step, signals: Signals, context: Context) -> Signals:
     filtered = isinstance(step.argument(0, "input"), Slot)
     if signal is None or not filtered or isinstance(padding, str) or len(shape) != weight.dim():
         return adjoint(step, signals, context)
+    if signal.is_complex():  # the conjugate filter
+        return adjoint(step, signals, context)
     steps, pads, gaps = (each(item, weight.dim() - 2) for item in (stride, padding, dilation))
     return [transposed_filter(signal, weight, shape[2:], steps, pads, gaps, groups)]
 
@@ -146,12 +155,14 @@ def transposed_matrix(step: Step, signals: Signals, context: Context) -> Signals
     (signal,), weight = signals, step.argument(1, "weight")
     if signal is None or not isinstance(step.argument(0, "input"), Slot) or weight.dim() == 1:
         return adjoint(step, signals, context)
+    if signal.is_complex():  # the conjugate matrix
+        return adjoint(step, signals, context)
     return [signal @ weight.to(signal.dtype)]
 
 
 def each(item: Any, count: int) -> list[int]:
     """One number per spatial dimension."""
-    numbers = [item] if isinstance(item, int) else list(item)
+    numbers = [int(number) for number in item] if isinstance(item, Sequence) else [int(item)]
     return numbers * count if len(numbers) == 1 else numbers
 
 

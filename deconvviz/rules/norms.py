@@ -28,15 +28,15 @@ def _instance_norm(x: Tensor, running_mean: Any = None, running_var: Any = None,
     return torch.rsqrt(spread + eps), _per_channel(weight, x)
 
 
-def _group_norm(x: Tensor, num_groups: int, weight: Any = None, bias: Any = None,
-                eps: float = 1e-5) -> tuple[Any, ...]:  # fmt: skip
+def _group_norm(x: Tensor, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5,
+                cudnn_enabled: bool = True) -> tuple[Any, ...]:  # fmt: skip
     spread = _variance(x.reshape(len(x), num_groups, -1), [2])
     factor = torch.rsqrt(spread + eps).repeat_interleave(x.shape[1] // num_groups, 1)
     return factor.reshape(*x.shape[:2], *[1] * (x.dim() - 2)), _per_channel(weight, x)
 
 
 def _layer_norm(x: Tensor, normalized_shape: Sequence[int], weight: Any = None, bias: Any = None,
-                eps: float = 1e-5) -> tuple[Any, ...]:  # fmt: skip
+                eps: float = 1e-5, cudnn_enable: bool = True) -> tuple[Any, ...]:  # fmt: skip
     return torch.rsqrt(_variance(x, range(-len(normalized_shape), 0)) + eps), weight
 
 
