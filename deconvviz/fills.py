@@ -37,7 +37,11 @@ def filled(inputs: Tensor, fill: Any) -> Tensor:
             )
         return {"mean": _mean, "blur": _blur, "noise": _noise}[fill](inputs)
     try:
-        content = torch.as_tensor(0 if fill is None else fill, dtype=inputs.dtype, device=inputs.device)
+        content = torch.as_tensor(0 if fill is None else fill, device=inputs.device)
+        if (
+            inputs.is_floating_point() or not content.is_floating_point()
+        ):  # half a whole number is no whole number
+            content = content.to(inputs.dtype)
         content.expand(inputs.shape)
     except (RuntimeError, TypeError, ValueError) as error:
         shape = tuple(fill.shape) if isinstance(fill, Tensor) else repr(fill)

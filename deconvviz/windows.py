@@ -116,6 +116,7 @@ class Windows:
 
     def cover(self, images: Tensor, fill: Tensor, chosen: NDArray[np.int64]) -> Tensor:
         """(B * N, C, *S): copies of the images (N, C, *S), each window of ``chosen`` covered in all of them in turn."""
+        images = images.to(torch.promote_types(images.dtype, fill.dtype))
         copies = images.repeat(len(chosen), *[1] * (images.dim() - 1)).unflatten(
             0, (len(chosen), len(images))
         )

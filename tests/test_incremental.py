@@ -314,6 +314,45 @@ def test_layer(name, size):
     agree(model, image(*space), size, spread(space, size, 7))
 
 
+BATCHES = {
+    "by numbers": lambda x: x[torch.arange(len(x))],
+    "by a slice": lambda x: x[:1] * 2,
+    "narrowed": lambda x: x.narrow(0, 0, 1),
+    "index_select": lambda x: x.index_select(0, torch.arange(1)),
+    "in pieces": lambda x: torch.cat([x[i : i + 4].relu() for i in range(0, len(x), 4)]),
+    "split": lambda x: torch.cat([part.relu() for part in x.split(1)]),
+    "one by one": lambda x: torch.stack([one.relu() for one in x]),
+    "the first": lambda x: x[0].relu()[None],
+    "an axis before": lambda x: x[None].relu()[0],
+    "an axis put before": lambda x: x.unsqueeze(0).relu().squeeze(0),
+    "its norm": lambda x: F.layer_norm(x, x.shape),
+    "a constant beside": lambda x: torch.cat([x, torch.zeros_like(x)], 1)[:, 2:6],
+    "a token before": lambda x: torch.cat([x.new_ones(len(x), 1, 4), x.flatten(2).mT], 1).tanh()[:, 1:].mT.unflatten(2, x.shape[2:]),
+    "rows one by one": lambda x: torch.stack([row.relu() for row in x.unbind(2)], 2),
+    "filters of its own": lambda x: F.conv2d(x.flatten(0, 1)[None], x.mean((2, 3)).view(-1, 1, 1, 1), groups=4 * len(x)),
+    "a matrix of its own": lambda x: F.linear(x, x.mean((1, 2))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_what_a_model_does_to_its_batch_axis(name):
+    agree(around(Calls(BATCHES[name])), image(20, 18), (5, 4), spread((20, 18), (5, 4), 7))
+
+
+def test_sums_do_not_overflow_in_half_precision():
+    """Large maps of large values: their sums are beyond 65504."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 2, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    nn.init.constant_(model[0].bias, 30.0)
+    images, firsts = image(96, 96).half(), np.asarray([[0, 40], [0, 30]])
+    passes, (output, maps), _ = clean_passes(model.half(), images, layer="1")
+    outcome = Plan(passes[0], firsts, (32, 32)).run(images[0, :, :32, :32].expand(2, -1, -1, -1) * 0)
+    expected = whole(model.double(), images.double(), (32, 32), firsts)
+    assert (outcome.whole(output).double() - expected).abs().max() < 0.05
+    total = whole(model[:2], images.double(), (32, 32), firsts)[:, 1].sum((1, 2))
+    assert (outcome.total(maps, 1).double() / total - 1).abs().max() < 1e-3
+
+
 def test_pictures_that_become_sequences():
     """Text recognisers pool a line to one row and go on along it."""
     torch.manual_seed(0)

@@ -127,31 +127,43 @@ _OF_RANK = frozenset(
     f"{name}{n}d" for name in ("conv", "max_pool", "avg_pool", "adaptive_avg_pool") for n in (1, 2, 3)
 )
 _OF_ANY_RANK = frozenset((
-    "batch_norm", "group_norm", "instance_norm", "local_response_norm", "layer_norm", "relu", "relu6", "leaky_relu",
+    "batch_norm", "group_norm", "instance_norm", "local_response_norm", "relu", "relu6", "leaky_relu",
     "prelu", "elu", "selu", "celu", "gelu", "silu", "hardswish", "mish", "softplus", "clamp", "hardtanh", "sigmoid",
-    "hardsigmoid", "tanh", "linear", "dropout", "contiguous", "add", "sub", "mul", "div", "addcmul", "interpolate",
+    "hardsigmoid", "tanh", "linear", "dropout", "contiguous", "interpolate",
 ))  # fmt: skip
 """Operations that treat axis 0 as the batch's: the first ones of an input of their own rank."""
+
+
+_OF_SEVERAL = frozenset(("add", "sub", "mul", "div", "addcmul"))
 
 
 def _keeps_batch(step: Step, shapes: Sequence[Sequence[int]]) -> bool:
     """Whether a recorded step can be called on a batch of values of ``shapes``, whose batch axis is 1."""
     rank = len(shapes[0])
-    if step.operation == "flatten":
-        return int(step.argument(1, "start_dim", 0)) % rank > 0
-    if step.operation in ("cat", "softmax", "log_softmax"):
-        dim = step.argument(1, "dim", 0)
-        return dim is not None and dim % rank > 0 and all(len(shape) == rank for shape in shapes)
-    if step.operation in _OF_RANK:
-        return rank == int(step.operation[-2]) + 2
-    if step.operation not in _OF_ANY_RANK or (step.operation == "dropout" and step.kept is not None):
-        return False
     constants = flatten([step.arguments, step.keywords])
-    if step.operation in ("add", "sub", "mul", "div", "addcmul"):
+    if step.operation == "cat":
+        dim = step.argument(1, "dim", 0)
+        return not constants and dim % rank > 0 and all(len(shape) == rank for shape in shapes)
+    if step.operation in _OF_SEVERAL:
         return all(len(s) == rank for s in shapes) and all(
             c.dim() < rank or (c.dim() == rank and c.shape[0] == 1) for c in constants
         )
-    return rank > 1
+    if not first_alone(step):
+        return False
+    if step.operation == "flatten":
+        return int(step.argument(1, "start_dim", 0)) % rank > 0
+    if step.operation in ("softmax", "log_softmax"):
+        dim = step.argument(1, "dim", None)
+        return dim is not None and dim % rank > 0
+    if step.operation == "layer_norm":
+        return len(step.argument(1, "normalized_shape")) < rank
+    if step.operation in _OF_RANK:
+        return rank == int(step.operation[-2]) + 2
+    return (
+        rank > 1
+        and step.operation in _OF_ANY_RANK
+        and not (step.operation == "dropout" and step.kept is not None)
+    )
 
 
 def channels_last(images: Tensor) -> Tensor:

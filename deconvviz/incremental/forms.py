@@ -129,30 +129,39 @@ def _runs(chosen: Sequence[bool], lengths: Sequence[int]) -> list[tuple[int, int
 
 
 def rearranged(plan: Group, step: Step) -> Work | None:
-    """Axes moved, added or dropped, channels chosen or split: found by moving extents that occur nowhere else."""
+    """Axes moved, channels chosen or split: found by moving extents that occur nowhere else."""
     region, shape = plan.region(step.inputs[0]), list(plan.shape(step.inputs[0]))
-    if not first_alone(step):
+    kept = (0, *region.axes)
+    if not first_alone(step) or (step.operation in _CUTS and _cut(step) % len(shape) in kept):
         return None
-    marks = [100_003 + 2 * i for i in range(len(region.axes))]
-    for axis, mark in zip(region.axes, marks, strict=True):
+    marks = [100_003 + 2 * i for i in range(len(kept))]
+    for axis, mark in zip(kept, marks, strict=True):
         shape[axis] = mark
     try:
         outputs = flatten(step.call(torch.empty(shape, device="meta")))
     except (RuntimeError, IndexError, NotImplementedError):
         return None
-    regions = []
+    regions, extents = [], dict(zip(marks, (1, *region.space), strict=True))
     for output, value in zip(outputs, step.outputs, strict=False):
         sizes = list(output.shape)
-        real = tuple(region.space[marks.index(n)] if n in marks else n for n in sizes)
-        if not sizes or sizes[0] != 1 or any(sizes.count(mark) != 1 for mark in marks):
+        if any(sizes.count(mark) != 1 for mark in marks) or len(outputs) != len(step.outputs):
             return None
-        if len(outputs) != len(step.outputs) or (value is not None and real != plan.shape(value)):
+        places = [sizes.index(mark) for mark in marks]
+        if places[0] != 0 or places != sorted(places):
             return None
-        axes = tuple(sizes.index(mark) for mark in marks)
-        if 0 in axes or list(axes) != sorted(axes):
+        if value is not None and tuple(extents.get(n, n) for n in sizes) != plan.shape(value):
             return None
-        regions.append(region.at(axes))
+        regions.append(region.at(tuple(places[1:])))
     return Work(regions, lambda batch: step.call(batch.crops(step.inputs[0])), fresh=False)
+
+
+_CUTS = frozenset(("chunk", "split", "tensor_split", "unbind"))
+
+
+def _cut(step: Step) -> int:
+    """The axis that a step cuts."""
+    dim: int = step.argument(1 if step.operation == "unbind" else 2, "dim", 0)
+    return dim
 
 
 def reshaped(plan: Group, step: Step) -> Work | None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deconvviz.incremental.clean import ALLOCATES, CleanPass, channels_last
-from deconvviz.incremental.crops import read
+from deconvviz.incremental.crops import read, sums_in
 from deconvviz.incremental.forms import FORMS
 from deconvviz.incremental.regions import Boxes, Firsts, Region
 from deconvviz.incremental.work import Work
@@ -221,15 +221,17 @@ class Batch:
         one."""
         region, crops = self._region(value), self.held[value]
         crops = crops if part is None else crops.narrow(*part)
-        return crops.sum(region.axes) - self._clean.value(value, region.axes, part).sums(region)
+        return crops.sum(region.axes, dtype=sums_in(crops)) - self._clean.value(
+            value, region.axes, part
+        ).sums(region)
 
     def total(self, value: int, fmap: int) -> Tensor:
         """(B,): a feature map's total activation, on axis 1 of a value."""
         region, clean = self._regions.get(value), self._clean.contents[value]
         if region is None or 1 in region.axes:
             whole = self.whole(value)[:, fmap]
-            return whole.reshape(len(whole), -1).sum(1)
-        return clean[0, fmap].sum() + self.change(value, (1, fmap, 1)).flatten(1).sum(1)
+            return whole.reshape(len(whole), -1).sum(1, dtype=sums_in(whole))
+        return clean[0, fmap].sum(dtype=sums_in(clean)) + self.change(value, (1, fmap, 1)).flatten(1).sum(1)
 
     def read(self, value: int, wanted: Boxes | Region, fill: float = 0.0) -> Tensor:
         """Other boxes of a value, the padding included (:func:`~deconvviz.incremental.crops.read`)."""

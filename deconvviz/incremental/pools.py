@@ -112,6 +112,6 @@ def _global_mean(plan: Group, step: Step) -> Work:
 
     def run(batch: Batch) -> Tensor:
         mean = batch.change(value) / math.prod(region.space)
-        return clean + mean.view(-1, *shape[1:])
+        return (clean + mean.view(-1, *shape[1:])).to(clean.dtype)
 
     return Work([None], run)
