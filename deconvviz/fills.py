@@ -35,13 +35,18 @@ def filled(inputs: Tensor, fill: Any) -> Tensor:
             raise InvalidInput(
                 f"the fill is {fill!r}; expected a number, a tensor, a function or one of {FILLS}"
             )
+        if not inputs.is_floating_point() or inputs.dim() < 3:
+            raise InvalidInput(
+                f"the fill is {fill!r}, for inputs {tuple(inputs.shape)} of {inputs.dtype}; expected floating point, "
+                "(N, C, *S)"
+            )
         return {"mean": _mean, "blur": _blur, "noise": _noise}[fill](inputs)
     try:
-        content = torch.as_tensor(0 if fill is None else fill, device=inputs.device)
-        if (
-            inputs.is_floating_point() or not content.is_floating_point()
-        ):  # half a whole number is no whole number
-            content = content.to(inputs.dtype)
+        fraction = isinstance(fill, float) or (isinstance(fill, Tensor) and fill.is_floating_point())
+        dtype = (
+            None if fraction and not inputs.is_floating_point() else inputs.dtype
+        )  # of whole numbers it is none
+        content = torch.as_tensor(0 if fill is None else fill, dtype=dtype, device=inputs.device)
         content.expand(inputs.shape)
     except (RuntimeError, TypeError, ValueError) as error:
         shape = tuple(fill.shape) if isinstance(fill, Tensor) else repr(fill)
@@ -58,6 +63,7 @@ def _mean(inputs: Tensor) -> Tensor:
 def _noise(inputs: Tensor) -> Tensor:
     axes = tuple(range(2, inputs.dim()))
     spread, mean = torch.std_mean(inputs.float(), axes, keepdim=True)
+    spread = spread.nan_to_num()  # of a single cell
     drawn = torch.randn(inputs.shape, generator=torch.Generator().manual_seed(0), device="cpu").to(spread)
     return (mean + spread * drawn).to(inputs.dtype)
 

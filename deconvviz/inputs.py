@@ -64,6 +64,6 @@ def require_finite(tensor: Tensor) -> None:
     bad = tensor.numel() - int(tensor.isfinite().sum())
     if bad:
         raise InvalidInput(
-            f"inputs of shape {tuple(tensor.shape)} hold {bad} NaN or infinite values; a projection of them "
-            "means nothing: clean them first, e.g. inputs.nan_to_num()"
+            f"inputs of shape {tuple(tensor.shape)} hold {bad} NaN or infinite values; what a model makes of "
+            "them means nothing: clean them first, e.g. inputs.nan_to_num()"
         )

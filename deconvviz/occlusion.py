@@ -44,7 +44,7 @@ from deconvviz.layers import Layer
 from deconvviz.occlusion_maps import OcclusionMaps, occlusion_maps
 from deconvviz.refinement import Refine
 from deconvviz.shards import gathered, own_share, together
-from deconvviz.sweep import ChangedParts, WholePasses, sweep
+from deconvviz.sweep import FullEngine, IncrementalEngine, Rows, sweep
 from deconvviz.units import FeatureMaps, require
 from deconvviz.windows import Windows
 
@@ -114,8 +114,8 @@ class OcclusionSensitivity(PerturbationAttribution):
                 (:func:`~deconvviz.windows.circles`, :func:`~deconvviz.windows.segments`).
 
         Returns:
-            A tensor of the inputs' shape, or a tuple of them; positive where the output fell. If the output is
-            one number for a whole batch, the first axis is 1.
+            A tensor of the inputs' shape, or a tuple of them; positive where the output fell, NaN where no mask
+            covers. If the output is one number for a whole batch, the first axis is 1.
 
         Raises:
             InvalidInput: windows or strides that captum rejects (it is an ``AssertionError`` too), and others
@@ -132,21 +132,30 @@ class OcclusionSensitivity(PerturbationAttribution):
             raise InvalidInput(f"there are {len(baselines)} baselines for {len(tensors)} inputs")
         fills = [filled(tensor, fill) for tensor, fill in zip(tensors, baselines, strict=True)]
         additional = _format_additional_forward_args(additional_forward_args)
+        if not all(len(tensor) for tensor in tensors):
+            empty = tuple(tensor.new_zeros(tensor.shape, dtype=torch.float32) for tensor in tensors)
+            return empty if isinstance(inputs, tuple) else empty[0]
         with together(self.shard), self._context(tensors):
             model = _Selected(self.forward_func, target, additional)
             changed, clean = self._changed(model, tensors, windows, fills)
-            orders = [own_share(each.order(), self.shard) for each in windows]
-            parts = changed is not None and (self.engine == "incremental" or changed.sure(orders[0]))
-            asked = perturbations_per_eval
-            batch = _whole_number(asked) if parts else _batch(asked, model, tensors, clean)
+            flat = clean.reshape(-1)
+            batch = _whole_number(perturbations_per_eval)
             results = []
             for i, tensor in enumerate(tensors):
-                whole = [] if parts else _whole_passes(model, tensors, i, windows[i], fills[i], clean)
-                falls = torch.zeros(len(windows[i]), clean.numel(), dtype=torch.float64, device="cpu")
-                for chosen, fall in sweep(
-                    changed, whole, orders[i], batch, tensor.device.type, show_progress
+                order = own_share(windows[i].order(), self.shard)
+                whole = _full_engines(model, tensors, i, windows[i], fills[i], clean)
+                falls = torch.zeros(len(windows[i]), len(flat), dtype=torch.float64, device="cpu")
+                for chosen, rows in sweep(
+                    self.engine,
+                    changed,
+                    whole,
+                    order,
+                    {"output": flat},
+                    batch,
+                    tensor.device.type,
+                    show_progress,
                 ):
-                    falls[chosen] = fall.double().cpu()
+                    falls[chosen] = (flat - rows["output"]).double().cpu()
                 results.append(_averaged(windows[i], gathered(falls, self.shard), tensor, clean))
         return tuple(results) if isinstance(inputs, tuple) else results[0]
 
@@ -198,7 +207,7 @@ class OcclusionSensitivity(PerturbationAttribution):
         tensors: tuple[Tensor, ...],
         windows: Sequence[Windows],
         fills: Sequence[Tensor],
-    ) -> tuple[ChangedParts | None, Tensor]:
+    ) -> tuple[IncrementalEngine | None, Tensor]:
         """The incremental engine, if it is wanted and possible; and the selected outputs of the clean inputs."""
         if self.engine == "full" or (len(tensors) > 1 and self.engine == "auto"):
             return None, model.clean(tensors)
@@ -207,17 +216,26 @@ class OcclusionSensitivity(PerturbationAttribution):
                 raise UnsupportedModel(f"the model takes {len(tensors)} inputs")
             passes, (output,), outputs = clean_passes(model.function, tensors[0], model.additional or ())
             clean = model.select(outputs, 1)
-        except DeconvvizError as error:
-            if self.engine == "incremental":
+            if len(tensors[0]) > 1 and not torch.allclose(
+                clean, model.clean(tensors), 1e-2, 1e-3, equal_nan=True
+            ):
+                raise UnsupportedModel("the images of a batch depend on each other")
+        except Exception as error:  # what the model itself raises, it raises again
+            if self.engine != "incremental":
+                return None, model.clean(tensors)
+            if isinstance(error, DeconvvizError):
                 raise UnsupportedModel(f"{error}: use engine='full' or 'auto'") from error
-            return None, model.clean(tensors)
+            raise
         reference = model.select(torch.cat([p.contents[output] for p in passes]), 1).reshape(1, -1)
 
-        def fall(outcomes: Sequence[Outcome], count: int) -> Tensor:
+        def changes(outcomes: Sequence[Outcome], count: int) -> Rows:
+            """The model's own clean outputs, and what the windows change: nothing is exactly nothing."""
             outputs = torch.stack([outcome.whole(output) for outcome in outcomes], 1).flatten(0, 1)
-            return reference - model.select(outputs, count).reshape(count, -1)
+            return {
+                "output": clean.reshape(1, -1) + (model.select(outputs, count).reshape(count, -1) - reference)
+            }
 
-        return ChangedParts(passes, tensors[0], windows[0], fills[0], fall), clean
+        return IncrementalEngine(passes, tensors[0], windows[0], fills[0], changes), clean
 
     @contextlib.contextmanager
     def _context(self, tensors: Sequence[Tensor]) -> Any:
@@ -241,8 +259,8 @@ class _Selected:
         self.function, self.target, self.additional = function, target, additional
 
     def clean(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        """The selected outputs of the inputs as they are."""
-        return self.run(inputs, 1)
+        """The selected outputs of the inputs as they are; a model may write to what it is given."""
+        return self.run(tuple(tensor.clone() for tensor in inputs), 1)
 
     def run(self, inputs: tuple[Tensor, ...], count: int) -> Tensor:
         """The selected outputs of ``count`` copies of the inputs."""
@@ -264,17 +282,25 @@ class _Selected:
         return self.target if count == 1 else _expand_target(self.target, count)
 
 
-def _whole_passes(
+def _full_engines(
     model: _Selected, tensors: tuple[Tensor, ...], i: int, windows: Windows, fill: Tensor, clean: Tensor
-) -> list[WholePasses]:
+) -> list[FullEngine]:
     """The engines that call the function on copies of the inputs, the ``i``-th covered: in each layout of pictures."""
 
-    def falls(inputs: tuple[Tensor, ...], count: int) -> Tensor:
-        return clean.reshape(1, -1) - model.run(inputs, count).reshape(count, -1)
+    def run(inputs: tuple[Tensor, ...], count: int) -> Rows:
+        outputs = model.run(inputs, count)
+        if outputs.numel() != count * clean.numel():
+            raise InvalidInput(
+                f"the output is {tuple(clean.shape)} for the inputs and {tuple(outputs.shape)} for {count} copies of "
+                "them, so it does not grow with the batch: perturbations_per_eval can be 1 or 'auto'"
+            )
+        return {"output": outputs.reshape(count, -1)}
 
     pictures = tensors[i].dim() == 4 and isinstance(model.function, nn.Module)
-    layouts = (False, True) if pictures else (False,)
-    return [WholePasses(falls, tensors, i, windows, fill, layout) for layout in layouts]
+    return [
+        FullEngine(run, tensors, i, windows, fill, layout)
+        for layout in ((False, True) if pictures else (False,))
+    ]
 
 
 def _windows(tensors: tuple[Tensor, ...], shapes: Any, strides: Any, masks: Any) -> list[Windows]:
@@ -308,21 +334,6 @@ def _windows(tensors: tuple[Tensor, ...], shapes: Any, strides: Any, masks: Any)
                 )
         windows.append(Windows.sliding(shape, extent, step))
     return windows
-
-
-def _batch(asked: Any, model: _Selected, tensors: tuple[Tensor, ...], clean: Tensor) -> int | None:
-    """Windows in a batch; ``None`` to find out. An output that does not grow with the batch takes them one by one."""
-    if _whole_number(asked) == 1:
-        return 1
-    twice = model.run(tuple(t.repeat(2, *[1] * (t.dim() - 1)) for t in tensors), 2) if clean.dim() else clean
-    if clean.dim() and twice.dim() and len(twice) == 2 * len(clean):
-        return None if asked == "auto" else asked
-    if asked == "auto":
-        return 1
-    raise InvalidInput(
-        f"perturbations_per_eval is {asked}, but the output {tuple(clean.shape)} of {len(tensors[0])} inputs is "
-        f"{tuple(twice.shape)} for twice as many, so it does not grow with the batch: use 1 or 'auto'"
-    )
 
 
 def _whole_number(asked: Any) -> int | None:

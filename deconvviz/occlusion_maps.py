@@ -17,7 +17,7 @@ from deconvviz.capture import left_as_found, require_module, watch
 from deconvviz.capture.reading import reading
 from deconvviz.clean_passes import clean_passes
 from deconvviz.deconvnet import Deconvnet
-from deconvviz.errors import DeconvvizError, InvalidInput, TargetOutOfRange, UnsupportedModel
+from deconvviz.errors import InvalidInput, TargetOutOfRange, UnsupportedModel
 from deconvviz.fills import Fill, filled
 from deconvviz.images import IMAGENET_MEAN, IMAGENET_STD
 from deconvviz.incremental import Outcome
@@ -26,7 +26,7 @@ from deconvviz.layers import Layer, find_call, locate
 from deconvviz.plotting.occlusion import figure7
 from deconvviz.refinement import Refine, Refinement, Rows, refined
 from deconvviz.shards import gathered, own_share
-from deconvviz.sweep import ChangedParts, WholePasses, sweep
+from deconvviz.sweep import FullEngine, IncrementalEngine, sweep
 from deconvviz.units import FeatureMaps, feature_maps, require
 from deconvviz.windows import Windows
 
@@ -138,6 +138,10 @@ def occlusion_maps(
             f"labels is {best!r}; expected how many of the most probable ones to keep, from 1 on"
         )
     images = input_images(images, model)
+    if refine is not None and not isinstance(refine, Refine):
+        raise InvalidInput(
+            f"refine is {refine!r}; expected a deconvviz.refinement.Refine, or None to compute every window"
+        )
     if images.dim() != 4:
         raise InvalidInput(f"images have shape {tuple(images.shape)}; expected (N, C, H, W)")
     windows, grid = _grid(images, patch, stride)
@@ -191,7 +195,8 @@ def _grid(images: Tensor, patch: Any, stride: Any) -> tuple[Windows, tuple[int, 
     if any(w > n for w, n in zip(extent, space, strict=True)):
         raise InvalidInput(f"patch {extent} does not fit images of {space[0]} x {space[1]} pixels")
     starts = [
-        np.arange(0, n - w + s, s, dtype=np.int64) for n, w, s in zip(space, extent, steps, strict=True)
+        np.arange(0, min(n, n - w + s), s, dtype=np.int64)
+        for n, w, s in zip(space, extent, steps, strict=True)
     ]
     y, x = np.meshgrid(*starts, indexing="ij")
     firsts = np.stack([np.zeros(y.size, np.int64), y.ravel(), x.ravel()])
@@ -226,6 +231,10 @@ class _Maps:
         if not single:
             raise InvalidInput(f"fmap is {fmap!r}; expected one feature map or 'strongest'")
         self.fmaps = maps[:, 0]
+        if score == "probability" and outputs.shape[1] == 1:
+            raise InvalidInput(
+                "the model gives one number an image, whose softmax is always 1: use score='logit'"
+            )
         self.best = min(best, outputs.shape[1])
         self.targets = _targets(targets, outputs)
         self.clean = {name: rows[0] for name, rows in self._rows(activation, outputs, 1).items()}
@@ -243,14 +252,14 @@ class _Maps:
         def run(inputs: tuple[Tensor, ...], count: int) -> Rows:
             return self._rows(*self._pass(inputs[0]), count)
 
-        whole = [WholePasses(run, (images,), 0, windows, content, layout) for layout in (False, True)]
+        whole = [FullEngine(run, (images,), 0, windows, content, layout) for layout in (False, True)]
         order = windows.order()
         if only is not None:
             order = order[np.isin(order, only)]
         numbers, parts = [np.zeros(0, np.int64)], []
         own = own_share(order, self.shard)
-        engines = [] if changed is not None and (engine == "incremental" or changed.sure(own)) else whole
-        for chosen, rows in sweep(changed, engines, own, batch, images.device.type, progress):
+        compared = {name: self.clean[name] for name in ("activation", "scores")}
+        for chosen, rows in sweep(engine, changed, whole, own, compared, batch, images.device.type, progress):
             numbers.append(chosen)
             parts.append({name: values.cpu() for name, values in rows.items()})
         places = torch.from_numpy(np.searchsorted(np.sort(order), np.concatenate(numbers)))
@@ -269,12 +278,12 @@ class _Maps:
         one.clean = {name: values[n : n + 1] for name, values in self.clean.items()}
         return one
 
-    def _changed(self, images: Tensor, windows: Windows, fill: Tensor) -> ChangedParts | None:
+    def _changed(self, images: Tensor, windows: Windows, fill: Tensor) -> IncrementalEngine | None:
         try:
             passes, (output, value), _ = clean_passes(
                 self.model, images, (), f"{self.call[0]}#{self.call[1]}"
             )
-        except DeconvvizError:
+        except Exception:  # what the model itself raises, it raises again
             return None
 
         def finish(outcomes: Sequence[Outcome], count: int) -> Rows:
@@ -282,7 +291,7 @@ class _Maps:
             totals = [outcome.total(value, int(m)) for outcome, m in zip(outcomes, self.fmaps, strict=True)]
             return self._scores(torch.stack(totals, 1), outputs, count)
 
-        return ChangedParts(passes, images, windows, fill, finish)
+        return IncrementalEngine(passes, images, windows, fill, finish)
 
     def _pass(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The layer's activation, and the model's output."""

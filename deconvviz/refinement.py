@@ -36,6 +36,7 @@ class Refine:
             ("factor", self.factor, isinstance(self.factor, int) and self.factor >= 1, "an int from 1 on"),
             ("share", self.share, isinstance(self.share, (int, float)) and 0 <= self.share <= 1, "0 to 1"),
             ("checks", self.checks, isinstance(self.checks, int) and self.checks >= 0, "an int from 0 on"),
+            ("seed", self.seed, isinstance(self.seed, int) and self.seed >= 0, "an int from 0 on"),
         ):
             if not good:
                 raise InvalidInput(f"{name} is {value!r}; expected {expected}")

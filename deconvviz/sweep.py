@@ -1,15 +1,17 @@
 """Run a model on many windows of its input: by which engine, in what batches, and what to do when one fails.
 
-Two kinds of engine give the same numbers. :class:`WholePasses` calls the model on covered copies of the input;
-:class:`ChangedParts` computes again only what each window changed. Every batch is work done: the first ones are
-timed, and the faster engine and batch size go on.
+Two kinds of engine give the same numbers. :class:`FullEngine` calls the model on covered copies of the input;
+:class:`IncrementalEngine` computes again only what each window changed, and one of its windows is compared with a whole
+pass, as no tape shows code that hides from PyTorch. Every batch is work done: the first ones are timed, and the faster
+engine and batch size go on.
 """
 
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from deconvviz.errors import WindowFailed
+from deconvviz.errors import DeconvvizError, UnsupportedModel, WindowFailed
 from deconvviz.incremental import CleanPass, Outcome, Plan, alike
 from deconvviz.memory import out_of_memory
 from deconvviz.windows import Windows
@@ -30,6 +32,8 @@ WORTH_GROWING = 1.03
 SURE = 1.5
 """From this saving of multiply-adds on, whole passes need not even be tried."""
 Chosen = NDArray[np.int64]
+Rows = dict[str, Tensor]
+"""Named results of B windows, (B, ...) each."""
 
 
 class Engine(Protocol):
@@ -38,16 +42,16 @@ class Engine(Protocol):
     work: float
     """What the last batch took, in units that compare batches of this engine with each other."""
 
-    def evaluate(self, chosen: Chosen) -> Any:
-        """The results of the windows ``chosen``, one row each."""
+    def evaluate(self, chosen: Chosen) -> Rows:
+        """The results of the windows ``chosen``."""
 
 
-class WholePasses:
+class FullEngine:
     """Calls ``run`` on copies of the inputs (B * N, ...), each of the B windows covered in all N images."""
 
     def __init__(
         self,
-        run: Callable[[tuple[Tensor, ...], int], Any],
+        run: Callable[[tuple[Tensor, ...], int], Rows],
         inputs: Sequence[Tensor],
         covered: int,
         windows: Windows,
@@ -58,7 +62,7 @@ class WholePasses:
         self._windows, self._fill, self._channels_last = windows, fill, channels_last
         self.work = 0.0
 
-    def evaluate(self, chosen: Chosen) -> Any:
+    def evaluate(self, chosen: Chosen) -> Rows:
         """See :class:`Engine`."""
         self.work = len(chosen)
         copies = [
@@ -72,7 +76,7 @@ class WholePasses:
         return self._run(tuple(copies), len(chosen))
 
 
-class ChangedParts:
+class IncrementalEngine:
     """Computes again what the windows changed in each image's clean pass; ``finish`` makes the results of it."""
 
     def __init__(
@@ -81,7 +85,7 @@ class ChangedParts:
         images: Tensor,
         windows: Windows,
         fill: Tensor,
-        finish: Callable[[Sequence[Outcome], int], Any],
+        finish: Callable[[Sequence[Outcome], int], Rows],
     ) -> None:
         self._passes, self._images, self._windows = tuple(passes), images, windows
         self._fill, self._finish = fill.expand(images.shape), finish
@@ -104,7 +108,7 @@ class ChangedParts:
         plan = self._plan(self._passes[0], self.arranged(order)[0][-FIRST_BATCH:])
         return plan.whole_cost >= SURE * plan.cost
 
-    def evaluate(self, chosen: Chosen) -> Any:
+    def evaluate(self, chosen: Chosen) -> Rows:
         """See :class:`Engine`."""
         outcomes = []
         for clean, image, fill in zip(self._passes, self._images, self._fill, strict=True):
@@ -113,23 +117,34 @@ class ChangedParts:
             outcomes.append(plan.run(self._windows.patches(image, fill, chosen)))
         return self._finish(outcomes, len(chosen))
 
+    @property
+    def rounding(self) -> float:
+        """To what share of a result two ways to compute it may differ: that of the coarsest type in the pass."""
+        types = {t.dtype for t in self._passes[0].contents.values() if t.is_floating_point()}
+        return max(torch.finfo(dtype).eps for dtype in types) ** 0.5
+
     def _plan(self, clean: CleanPass, chosen: Chosen) -> Plan:
         return Plan(clean, self._windows.firsts[:, chosen], self._windows.size, self._labels[chosen])
 
 
 def sweep(
-    changed: ChangedParts | None,
-    whole: Sequence[WholePasses],
+    engine: str,
+    changed: IncrementalEngine | None,
+    whole: Sequence[FullEngine],
     order: Chosen,
+    clean: Rows,
     batch: int | None = None,
     device: str = "cpu",
     progress: bool = False,
-) -> Iterator[tuple[Chosen, Any]]:
+) -> Iterator[tuple[Chosen, Rows]]:
     """Evaluate every window of ``order``, those that cost most first.
 
     Args:
-        changed, whole: the engines to choose from by trial; at least one.
+        engine: ``"auto"``, ``"incremental"`` or ``"full"``.
+        changed: the incremental engine, if there can be one.
+        whole: the full engines, of which the faster one is taken.
         order: the windows' numbers.
+        clean: the results without a window, without their first axis; those named are compared.
         batch: windows in a batch; by default what measures fastest.
         device: where the model is.
         progress: show a bar.
@@ -139,35 +154,107 @@ def sweep(
 
     Raises:
         WindowFailed: the model raised, with the window's number.
+        UnsupportedModel: incremental inference alone was asked for, and is not right for the model.
     """
     if not len(order):  # of more processes than windows, some have none
         return
-    order, groups = changed.arranged(order) if changed is not None else (order, np.zeros(1, np.int64))
-    pace = _Pace(changed, whole, batch, LARGEST_BATCH.get(device, 1024))
-    left = order
+    largest, groups, left = LARGEST_BATCH.get(device, 1024), np.zeros(1, np.int64), order
+
+    def fastest(changed: IncrementalEngine | None) -> _Pace:
+        return _Pace(changed, whole, _alone(whole[0], order, clean) if batch is None else batch, largest)
+
+    confirmed, sure = False, engine == "incremental"
+    if changed is not None:
+        try:
+            left, groups = changed.arranged(order)
+            sure = sure or changed.sure(order)
+        except Exception as error:
+            if engine != "auto":
+                raise
+            _warn(error)
+            changed = None
+    pace = _Pace(changed, (), batch, largest) if changed is not None and sure else fastest(changed)
     with tqdm(total=len(order), disable=not progress, desc="occlusion", unit="window") as bar:
         while len(left):
-            engine, size = pace.choice()
+            chosen_by, size = pace.choice()
             first = len(left) - size if batch is not None or len(left) > 1.5 * size else 0
-            if batch is None and engine is changed:  # whole groups, if they fit
+            if batch is None and chosen_by is changed:  # whole groups, if they fit
                 begin = int(groups[np.searchsorted(groups, max(0, first), side="right") - 1])
                 first = begin if len(left) - begin <= pace.largest else first
             chosen = left[max(0, first) :]
             start = time.perf_counter()
             try:
-                results = engine.evaluate(chosen)
+                results = chosen_by.evaluate(chosen)
+                if device != "cpu":
+                    getattr(torch, device).synchronize()
+                seconds = time.perf_counter() - start
+                if chosen_by is changed and not confirmed:
+                    _confirm(results, whole[0].evaluate(chosen[-1:]), clean, changed.rounding)
+                    confirmed = True
             except Exception as error:
                 if out_of_memory(error) and len(chosen) > 1:
                     pace.halve(len(chosen))
                     continue
-                failure = _failure(engine, chosen, error)
+                if chosen_by is changed and engine == "auto":
+                    _warn(error)
+                    changed, pace = None, fastest(None)
+                    continue
+                if isinstance(error, DeconvvizError):
+                    raise
+                failure = _failure(chosen_by, chosen, error)
                 raise failure from error
-            if device != "cpu":
-                getattr(torch, device).synchronize()
-            pace.took(engine, size, len(chosen), time.perf_counter() - start)
+            pace.took(chosen_by, size, len(chosen), seconds)
             left = left[: len(left) - len(chosen)]
             bar.update(len(chosen))
             yield chosen, results
+
+
+def _warn(error: Exception) -> None:
+    warnings.warn(
+        f"incremental inference failed, so whole passes go on: {type(error).__name__}: {error}", stacklevel=4
+    )
+
+
+def _confirm(found: Rows, expected: Rows, clean: Rows, rounding: float) -> None:
+    """Compare the last of some windows with what a whole pass gives for it.
+
+    Raises:
+        UnsupportedModel: they differ.
+    """
+    for name, reference in clean.items():
+        if not _same(found[name][-1], expected[name][-1], reference, rounding):
+            raise UnsupportedModel(
+                f"the {name} of a window differs from a whole pass's: the model computes something that its operations "
+                "do not show (scripted code, a thread, random numbers), or its images depend on each other"
+            )
+
+
+def _same(found: Tensor, expected: Tensor, clean: Tensor, rounding: float) -> bool:
+    """Whether two results are one, but for rounding and a twentieth of how far they are from the clean one."""
+    if not clean.numel():
+        return True
+    found, expected, clean = (t if t.is_floating_point() else t.float() for t in (found, expected, clean))
+    change, scale = (expected - clean).abs().max(), clean.abs().max()
+    return not bool((found - expected).abs().max() > 0.05 * change + rounding * scale)
+
+
+def _alone(engine: FullEngine, order: Chosen, clean: Rows) -> int | None:
+    """1 if windows in one batch depend on each other, or a batch of two can't be had; else ``None``."""
+    first, last = order[0], order[-1]
+    if first == last:
+        return 1
+    try:
+        batches = [np.asarray(numbers) for numbers in ((first, last), (last, last), (last,))]
+        beside, twice, single = (engine.evaluate(numbers) for numbers in batches)
+    except Exception:  # a window that fails is found, and named, later
+        return 1
+    for name, reference in clean.items():
+        if not torch.allclose(beside[name][-1], twice[name][-1], rtol=1e-5, atol=1e-7, equal_nan=True):
+            return 1
+        rounding = torch.finfo(reference.dtype).eps ** 0.5 if reference.is_floating_point() else 0.0
+        if not _same(twice[name][-1], single[name][-1], reference, rounding):
+            return 1
+    return None
 
 
 class _Pace:
@@ -175,8 +262,8 @@ class _Pace:
 
     def __init__(
         self,
-        changed: ChangedParts | None,
-        whole: Sequence[WholePasses],
+        changed: IncrementalEngine | None,
+        whole: Sequence[FullEngine],
         batch: int | None,
         largest: int,
     ) -> None:

@@ -53,14 +53,18 @@ class Windows:
             InvalidInput: another shape, no mask, or one that covers nothing.
         """
         space = tuple(shape[1:])
-        if not len(masks) or tuple(masks.shape[1:]) not in (space, tuple(shape)):
+        try:
+            masks = torch.as_tensor(masks).reshape(masks.shape)
+        except (AttributeError, TypeError, ValueError, RuntimeError):
+            raise InvalidInput(f"masks are a {type(masks).__name__}; expected a tensor (W, ...)") from None
+        if not masks.dim() or not len(masks) or tuple(masks.shape[1:]) not in (space, tuple(shape)):
             raise InvalidInput(
                 f"masks have shape {tuple(masks.shape)}; expected (W, {', '.join(map(str, space))}) or "
                 f"(W, {', '.join(map(str, shape))}), true where the input is covered"
             )
         masks = masks.bool().cpu()
         flat = masks if masks.dim() == 1 + len(space) else masks.any(1)
-        empty = (~flat.flatten(1).any(1)).nonzero().flatten().tolist()
+        empty = (~flat.reshape(len(flat), -1).any(1)).nonzero().flatten().tolist()
         if empty:
             raise InvalidInput(f"mask {empty[0]} covers nothing: leave it out")
         first, size = [np.zeros(len(masks), np.int64)], [shape[0]]
@@ -185,7 +189,7 @@ def segments(labels: Tensor | NDArray[np.integer]) -> Tensor:
     Raises:
         InvalidInput: not whole numbers.
     """
-    image = torch.as_tensor(labels)
+    image = torch.as_tensor(np.ascontiguousarray(labels) if isinstance(labels, np.ndarray) else labels)
     if image.is_floating_point() or image.dtype == torch.bool or not image.numel():
         raise InvalidInput(
             f"labels are {image.dtype} {tuple(image.shape)}; expected whole numbers, one a pixel"

@@ -327,9 +327,11 @@ BATCHES = {
     "an axis put before": lambda x: x.unsqueeze(0).relu().squeeze(0),
     "its norm": lambda x: F.layer_norm(x, x.shape),
     "a constant beside": lambda x: torch.cat([x, torch.zeros_like(x)], 1)[:, 2:6],
-    "a token before": lambda x: torch.cat([x.new_ones(len(x), 1, 4), x.flatten(2).mT], 1).tanh()[:, 1:].mT.unflatten(2, x.shape[2:]),
+    "a token before": lambda x: (
+        torch.cat([x.new_ones(len(x), 1, 4), x.flatten(2).mT], 1).tanh()[:, 1:].mT.unflatten(2, x.shape[2:])
+    ),
     "rows one by one": lambda x: torch.stack([row.relu() for row in x.unbind(2)], 2),
-    "filters of its own": lambda x: F.conv2d(x.flatten(0, 1)[None], x.mean((2, 3)).view(-1, 1, 1, 1), groups=4 * len(x)),
+    "filters of its own": lambda x: F.conv2d(x.view(1, -1, *x.shape[2:]), x.mean((2, 3)).view(-1, 1, 1, 1), groups=4),
     "a matrix of its own": lambda x: F.linear(x, x.mean((1, 2))),
 }  # fmt: skip
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -180,6 +182,154 @@ def test_whole_number_inputs():
     assert torch.allclose(OcclusionSensitivity(function).attribute(inputs, (2,), 1), captum, atol=1e-6)
 
 
+def test_a_fraction_covers_whole_numbers():
+    inputs = torch.arange(6).view(1, 6)
+    for baseline in (0.5, torch.full((6,), 0.25)):
+        arguments = inputs, (2,), 2, baseline
+        expected = Occlusion(lambda x: (x.float() ** 2).sum(1)).attribute(*arguments)
+        assert torch.equal(
+            OcclusionSensitivity(lambda x: (x.float() ** 2).sum(1)).attribute(*arguments), expected
+        )
+
+
+# ── models that no batch, or no tape, does justice ───────────────────────────────────────────────────
+
+
+class Applied(nn.Module):
+    """A function of filtered images, as a module."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.conv, self.function = nn.Conv2d(3, 4, 3, padding=1), function
+
+    def forward(self, x):
+        return self.function(self.conv(x))
+
+
+@torch.jit.script
+def swish(x):
+    return x * torch.sigmoid(x)
+
+
+HIDDEN = [swish]
+
+
+def in_a_thread(x):
+    """Beside the pass, where no mode of PyTorch's sees it."""
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(torch.sigmoid, x).result()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: (x + HIDDEN[0](x)).mean((2, 3)), lambda x: (x * in_a_thread(x)).mean((2, 3))],
+    ids=["scripted", "threaded"],
+)
+def test_code_that_no_tape_shows_is_noticed(function):
+    torch.manual_seed(0)
+    model, inputs = Applied(function).eval(), pictures(2, 16, torch.float32)
+    expected = Occlusion(model).attribute(inputs, (3, 4, 4), (3, 2, 2), target=1)
+    with pytest.warns(UserWarning, match="whole passes go on.*differs from a whole pass"):
+        found = OcclusionSensitivity(model).attribute(inputs, (3, 4, 4), (3, 2, 2), target=1)
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
+    with pytest.raises(UnsupportedModel, match="differs from a whole pass"):
+        OcclusionSensitivity(model, engine="incremental").attribute(inputs, (3, 4, 4), (3, 2, 2), target=1)
+
+
+def test_a_form_that_fails_is_not_the_users_trouble(monkeypatch):
+    def fails(*arguments):
+        raise IndexError("a form of ours")
+
+    model, inputs = toy().eval(), pictures(1, 16)
+    expected = OcclusionSensitivity(model, engine="full").attribute(inputs, (3, 4, 4), (3, 2, 2), target=1)
+    monkeypatch.setattr("deconvviz.incremental.plan.Group.run", fails)
+    with pytest.warns(UserWarning, match="whole passes go on: IndexError: a form of ours"):
+        found = OcclusionSensitivity(model).attribute(inputs, (3, 4, 4), (3, 2, 2), target=1)
+    assert torch.allclose(found, expected, atol=1e-12)
+
+
+MIXED = {
+    "over the batch": lambda x: (x.relu() - x.relu().mean(0, keepdim=True)).square().mean((2, 3)),
+    "softmax of the batch": lambda x: x.softmax(0).square().mean((2, 3)),
+    "images with images": lambda x: x.flatten(1) @ x.flatten(1).T,
+    "standardised": lambda x: ((x - x.mean()) / x.std()).flatten(1)[:, :5].square(),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+@pytest.mark.parametrize("kind", ["module", "function"])
+def test_images_that_depend_on_each_other(name, kind):
+    torch.manual_seed(0)
+    model, inputs = Applied(MIXED[name]).double().eval(), pictures(3, 16)
+    function = model if kind == "module" else lambda x: model(x)
+    expected = Occlusion(function).attribute(inputs, (3, 4, 4), (3, 3, 3), target=1)
+    found = OcclusionSensitivity(function).attribute(inputs, (3, 4, 4), (3, 3, 3), target=1)
+    assert torch.allclose(found.float(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_batch_statistics_are_those_of_the_images_alone():
+    torch.manual_seed(0)
+    layers = (
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 4),
+    )
+    model, inputs = nn.Sequential(*layers).double().train(), pictures(2, 16)
+    expected = Occlusion(model).attribute(inputs, (3, 4, 4), (3, 3, 3), target=1)
+    found = OcclusionSensitivity(model).attribute(inputs, (3, 4, 4), (3, 3, 3), target=1)
+    assert torch.allclose(found.float(), expected, rtol=1e-4, atol=1e-6)
+    maps = OcclusionSensitivity(model).maps(inputs, 4, 4, "2", targets=1, score="logit")
+    covered = inputs.clone()
+    covered[:, :, 4:8, 8:12] = 0
+    assert torch.allclose(maps.score_cells[:, 0, 1, 2], model(covered)[:, 1], atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["memory for four", "four at a time", "a dict beside"])
+def test_models_that_take_no_larger_batch(kind):
+    model, inputs = toy(dtype=torch.float32), pictures(4, 16, torch.float32)
+
+    def function(x, more=None):
+        if len(x) > 4 and kind == "memory for four":
+            raise RuntimeError("CUDA out of memory.")
+        return model(x.view(4, 3, 16, 16)) + (0 if more is None else more["bias"])
+
+    more = ({"bias": torch.rand(4, 1)},) if kind == "a dict beside" else None
+    arguments = inputs, (3, 4, 4), (3, 4, 4), None, 1, more
+    expected = Occlusion(function).attribute(*arguments)
+    found = OcclusionSensitivity(function).attribute(*arguments)
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "compile", [torch.jit.script, lambda m: torch.jit.trace(m, torch.rand(1, 3, 16, 16))]
+)
+def test_scripted_and_traced_models(compile):
+    plain = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(784, 2)
+    ).eval()
+    inputs = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    expected = Occlusion(plain).attribute(inputs, (3, 4, 4), (3, 4, 4), target=1)
+    found = OcclusionSensitivity(compile(plain)).attribute(inputs, (3, 4, 4), (3, 4, 4), target=1)
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_model_that_writes_to_what_it_is_given():
+    inputs = torch.rand(1, 3, 8, 8) + 1
+    before = inputs.clone()
+    OcclusionSensitivity(lambda x: x.mul_(2).sum((1, 2, 3))).attribute(inputs, (3, 4, 4), (3, 4, 4))
+    assert torch.equal(inputs, before)
+
+
+def test_no_images():
+    found = OcclusionSensitivity(toy(dtype=torch.float32)).attribute(
+        torch.rand(0, 3, 8, 8), (3, 4, 4), target=1
+    )
+    assert found.shape == (0, 3, 8, 8)
+
+
 BAD = {
     "larger than the input": {"sliding_window_shapes": (3, 9, 4)},
     "too few dimensions": {"sliding_window_shapes": (4, 4)},
@@ -219,6 +369,8 @@ def test_what_captum_rejects_is_rejected(arguments):
         ({"sliding_window_shapes": (3, 4, 4), "masks": torch.ones(1, 8, 8)}, "choose one"),
         ({"masks": torch.ones(1, 7, 8)}, "masks have shape"),
         ({"masks": torch.zeros(1, 8, 8)}, "covers nothing"),
+        ({"masks": torch.tensor(True)}, "masks have shape"),
+        ({"masks": [[True]]}, "masks are a list"),
         ({"sliding_window_shapes": (3, 4, 4), "baselines": "grey"}, "the fill is 'grey'"),
         ({"sliding_window_shapes": (3, 4, 4), "baselines": torch.ones(5)}, "broadcastable"),
         ({"sliding_window_shapes": (3, 4, 4), "baselines": (0, 0)}, "2 baselines for 1 inputs"),
@@ -292,10 +444,17 @@ def test_masks_against_a_loop(engine, per_channel):
     assert (found.isnan() == (counts.expand_as(found) == 0)).all()
 
 
+def test_masks_of_features():
+    """Inputs without spatial axes, (N, C); NumPy's arrays are masks too."""
+    inputs = torch.randn(2, 5)
+    found = OcclusionSensitivity(lambda x: (x**2).sum(1)).attribute(inputs, masks=np.eye(5, dtype=bool))
+    assert torch.allclose(found, inputs**2, atol=1e-6)
+
+
 def test_shapes_of_masks():
     disc = circles((9, 9), 2, 9)
     assert disc.sum() == 13 and disc[0, 4, 2:7].all() and disc[0, 2, 4] and not disc[0, 2, 3]
-    labels = np.asarray([[0, 0, 7], [3, 3, 7]])
+    labels = np.asarray([[3, 3, 7], [0, 0, 7]])[::-1]
     assert segments(labels).tolist() == [(labels == label).tolist() for label in (0, 3, 7)]
     with pytest.raises(InvalidInput, match="whole numbers"):
         segments(torch.rand(3, 3))

@@ -220,6 +220,12 @@ def test_pixels_under_no_patch_are_nan():
     for start in (0, 7, 14, 21):
         covered[start : start + 2] = True
     assert torch.equal(~maps.score_pixels[0, 0].isnan(), covered[:, None] & covered[None])
+    assert maps.boxes[-1, -1].tolist() == [21, 23, 21, 23]
+
+
+def test_no_window_begins_beyond_the_picture():
+    maps = OcclusionSensitivity(Reuses().double().eval()).maps(pictures(1, SIDE), 4, 60, "one", targets=0)
+    assert maps.boxes.tolist() == [[[0, 4, 0, 4]]]
 
 
 # ── mistakes ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -241,6 +247,7 @@ MISTAKES = {
     "no targets": ({"targets": []}, InvalidInput, "targets are"),
     "patch too large": ({"patch": (SIDE, SIDE + 1)}, InvalidInput, r"patch \(23, 24\) does not fit images of 23 x 23"),
     "two inputs": ({"inputs": (torch.rand(1, 3, SIDE, SIDE),) * 2}, InvalidInput, "inputs holds 2 tensors"),
+    "refine is true": ({"refine": True}, InvalidInput, "expected a deconvviz.refinement.Refine"),
     "no patch": ({"patch": 0}, InvalidInput, "patch is 0"),
     "half a pixel": ({"patch": 2.5}, InvalidInput, "patch is 2.5"),
     "patch of three": ({"patch": (3, 4, 4)}, InvalidInput, r"one number or \(height, width\)"),
