@@ -170,7 +170,7 @@ def _watched(arguments: argparse.Namespace) -> tuple[nn.Module, Tape]:
     space = 2 if first is None else len(first.kernel_size)
     shape = [1, 3 if first is None else first.in_channels, *[loaded.transform.size] * min(space, 2)]
     shape[2:2] = [CLIP_FRAMES] * (space - 2)
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(arguments.device)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu").to(arguments.device)
     with forward_pass(noise):
         tape, _ = watch(model, (noise,), gradient=arguments.on_unsupported == "gradient")
     return model, tape

@@ -109,6 +109,6 @@ def shuffled_weights(model: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in shuffled.parameters():
-            order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+            order = torch.randperm(parameter.numel(), generator=generator, device="cpu").to(parameter.device)
             parameter.copy_(parameter.flatten()[order].view_as(parameter))
     return shuffled

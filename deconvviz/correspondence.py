@@ -171,7 +171,7 @@ def _random_boxes(parts: Sequence[Tensor], images: Tensor, draws: int, seed: int
     for draw in range(draws):
         boxes = parts[draw % len(parts)]
         size = torch.stack([boxes[:, 1] - boxes[:, 0], boxes[:, 3] - boxes[:, 2]], 1)
-        start = (torch.rand(len(boxes), 2, generator=generator) * (room - size + 1)).long()
+        start = (torch.rand(len(boxes), 2, generator=generator, device="cpu") * (room - size + 1)).long()
         yield torch.stack([start, start + size], 2).flatten(1)
 
 
@@ -179,7 +179,7 @@ def _checked(name: str, box: Any, images: Tensor) -> Tensor:
     height, width = images.shape[-2:]
     expected = f"expected ({len(images)}, 4): y0 < y1 <= {height} and x0 < x1 <= {width} in whole pixels for each image"
     try:
-        boxes = torch.as_tensor(box)
+        boxes = torch.as_tensor(box, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         raise InvalidInput(f"the boxes of {name!r} are {box!r}; {expected}") from None
     if boxes.shape != (len(images), 4) or boxes.is_floating_point():

@@ -325,7 +325,7 @@ def _targets(given: Any, outputs: Tensor) -> Tensor:
     if given is None:
         return outputs.argmax(1, keepdim=True)
     try:
-        targets = torch.as_tensor(given)
+        targets = torch.as_tensor(given, device="cpu")
         if targets.is_floating_point() or targets.dtype == torch.bool:
             raise TypeError
         targets = targets.to(outputs.device).long()

@@ -101,7 +101,7 @@ def seeds(
 def _flat_positions(position: Any, images: int, space: Sequence[int]) -> Tensor:
     """Positions (len(space),) or (N, len(space)) to flat ones (N, 1, 1)."""
     try:
-        given = torch.as_tensor(position)
+        given = torch.as_tensor(position, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         given = torch.tensor(torch.nan, device="cpu")
     expected = f"({', '.join('zyx'[-len(space) :]) if 0 < len(space) <= 3 else 'no position'})"

@@ -54,7 +54,7 @@ class Windows:
         """
         space = tuple(shape[1:])
         try:
-            masks = torch.as_tensor(masks).reshape(masks.shape)
+            masks = torch.as_tensor(masks, device="cpu").reshape(masks.shape)
         except (AttributeError, TypeError, ValueError, RuntimeError):
             raise InvalidInput(f"masks are a {type(masks).__name__}; expected a tensor (W, ...)") from None
         if not masks.dim() or not len(masks) or tuple(masks.shape[1:]) not in (space, tuple(shape)):
@@ -189,7 +189,7 @@ def segments(labels: Tensor | NDArray[np.integer]) -> Tensor:
     Raises:
         InvalidInput: not whole numbers.
     """
-    image = torch.as_tensor(np.ascontiguousarray(labels) if isinstance(labels, np.ndarray) else labels)
+    image = torch.as_tensor(np.array(labels) if isinstance(labels, np.ndarray) else labels, device="cpu")
     if image.is_floating_point() or image.dtype == torch.bool or not image.numel():
         raise InvalidInput(
             f"labels are {image.dtype} {tuple(image.shape)}; expected whole numbers, one a pixel"

@@ -653,6 +653,25 @@ def traced(module: nn.Module) -> nn.Module:
         return torch.jit.trace(module, IMAGES)
 
 
+@torch.jit.script
+def halved(x):
+    return x / 2
+
+
+class CallsScripted(nn.Module):
+    def forward(self, x):
+        return halved(x)
+
+
+class Holds(nn.Module):
+    def __init__(self, held):
+        super().__init__()
+        self.held = held
+
+    def forward(self, x):
+        return self.held(x)
+
+
 MODELS = {
     "function": (lambda: F.relu, ("model is a ", "torch.nn.Module", "wrap a function")),
     "lambda": (lambda: lambda x: x, ("model is a function", "wrap a function")),
@@ -666,6 +685,14 @@ MODELS = {
     "compiled": (lambda: torch.compile(chain(nn.ReLU())), ("the model is compiled", "_orig_mod")),
     "compiled layer": (lambda: chain(torch.compile(nn.ReLU())), ("layer '1' is compiled", "_orig_mod")),
     "compiled in place": (compiled_in_place, ("layer '1' is compiled", "copy.deepcopy(model)")),
+    "scripted function": (
+        lambda: chain(CallsScripted()),
+        ("calls the scripted function 'halved'", "before torch.jit.script"),
+    ),
+    "scripted function held": (
+        lambda: chain(Holds(halved)),
+        ("layer '1' calls the scripted function 'held'",),
+    ),
     "scripted, in DataParallel": (
         lambda: nn.DataParallel(chain(scripted(nn.ReLU()))),
         ("layer '1' is scripted",),

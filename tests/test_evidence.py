@@ -104,6 +104,22 @@ def test_the_model_is_left_as_found(image) -> None:
     assert model.training and not any(m._forward_hooks for m in model.modules())
 
 
+def test_a_model_in_train_mode_is_judged_in_eval_mode(image) -> None:
+    torch.manual_seed(0)
+    layers = (
+        nn.Conv2d(3, 9, 3),
+        nn.BatchNorm2d(9),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Dropout(),
+    )
+    model = nn.Sequential(*layers, nn.Linear(9, 6)).double()
+    expected = evidence(model.eval(), image, "2", 1)
+    found = evidence(model.train(), image, "2", 1)
+    assert torch.equal(found.effect, expected.effect) and torch.equal(found.weight, expected.weight)
+
+
 def test_the_figure(image) -> None:
     found = evidence(linear_head(), image, "1", 2)
     (axes,) = found.figure().axes

@@ -221,6 +221,7 @@ LINEAR = {
     "half": lambda x: x.half(),
     "bfloat16": lambda x: x.bfloat16(),
     "to as another": lambda x: x.float().to(x) + OTHER.float().to(x).mul(x),
+    "cpu": lambda x: (2 * x).cpu(),
     "type_as": lambda x: x.float().type_as(x) * OTHER.type_as(x),
     "dropout not training": lambda x: F.dropout(x, training=False),
     "dropout in place, not training": lambda x: F.dropout(x.clone(), 0.5, False, True),
@@ -673,6 +674,8 @@ WITHOUT_RULE = {
     "softmin": lambda x: F.softmin(x, 1),
     "tanhshrink": F.tanhshrink,
     "lp_pool2d": lambda x: F.lp_pool2d(x + 9, 2, 2),
+    "fft_irfft2": lambda x: torch.fft.irfft2(torch.fft.rfft2(x) * (2 + 1j), s=x.shape[-2:]),
+    "real": lambda x: torch.fft.fft2(x).real,
     "addmm": lambda x: torch.addmm(MATRIX, random(3, 4), x[0, 0, :, :1].expand(4, 5)),
 }
 

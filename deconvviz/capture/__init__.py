@@ -63,7 +63,7 @@ def _scripted_functions(module: nn.Module) -> list[str]:
     known = getattr(type(module).forward, "__globals__", {})
     named = {name: known.get(name) for name in (forward.co_names if forward is not None else ())}
     return [
-        name for name, item in (vars(module) | named).items() if isinstance(item, torch.jit.ScriptFunction)
+        name for name, item in (named | vars(module)).items() if isinstance(item, torch.jit.ScriptFunction)
     ]
 
 

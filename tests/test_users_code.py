@@ -1,0 +1,283 @@
+"""What users do around and inside their models: other devices, autocast, transforms, hooks, random numbers."""
+
+from __future__ import annotations
+
+import gc
+import random
+import weakref
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from dense_jacobian import Applied
+from torch import nn
+
+from deconvviz import Deconvnet, NeuronDeconvnet, OcclusionSensitivity
+from deconvviz.comparison import compare
+from deconvviz.correspondence import correspondence
+from deconvviz.diagnostics import diagnose
+from deconvviz.errors import NoForwardPass, UnsupportedModel
+from deconvviz.evidence import evidence
+from deconvviz.invariance import invariance
+
+torch.set_num_threads(1)
+
+IMAGES = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+
+
+def network(*more: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = (
+        nn.Conv2d(3, 6, 3),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2, 1),
+        nn.Conv2d(6, 5, 3, padding=1),
+    )
+    return nn.Sequential(*layers, *more).eval()
+
+
+def classifier() -> nn.Sequential:
+    return network(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+
+
+# ── memory ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_projection_leaves_nothing_for_the_garbage_collector():
+    model, images = network(), IMAGES.clone()
+    gc.collect()
+    gc.disable()
+    try:
+        with Deconvnet(model) as deconv:
+            model(images)
+            for position in ("max", "all"):
+                deconv.project("4", None, position=position)
+        alive = weakref.ref(images)
+        del images, deconv
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+# ── beside other code ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_two_deconvnets_record_one_pass():
+    model = network()
+    with Deconvnet(model) as one, Deconvnet(model) as other:
+        model(IMAGES)
+        expected = Deconvnet(model).project("4", [0, 3], inputs=IMAGES)
+        assert torch.equal(one.project("4", [0, 3]), expected)
+        assert torch.equal(other.project("4", [0, 3]), expected)
+
+
+def test_a_pool_that_also_gives_its_indices():
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3)
+            self.pool = nn.MaxPool2d(2, return_indices=True)
+
+        def forward(self, x):
+            return self.last(self.pool(self.first(x))[0])
+
+    model = Encoder()
+    found = Deconvnet(model).project("last", 0, inputs=IMAGES)
+    model.pool = Indexed(nn.MaxPool2d(2))
+    assert torch.equal(found, Deconvnet(model).project("last", 0, inputs=IMAGES))
+
+
+class Indexed(nn.Module):
+    """What a pool gives, as the first of a pair."""
+
+    def __init__(self, pool: nn.Module) -> None:
+        super().__init__()
+        self.pool = pool
+
+    def forward(self, x):
+        return self.pool(x), None
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda model: torch.func.grad(lambda x: model(x).sum())(IMAGES),
+        lambda model: torch.func.vmap(lambda x: model(x[None]))(IMAGES),
+        lambda model: torch.func.jvp(model, (IMAGES,), (IMAGES,)),
+        lambda model: torch.export.export(model, (IMAGES,)),
+    ],
+    ids=["grad", "vmap", "jvp", "export"],
+)
+def test_a_transformed_pass_is_the_users_own(transform):
+    model = network()
+    with Deconvnet(model) as deconv:
+        transform(model)
+        with pytest.raises(NoForwardPass, match="under torch.func"):
+            deconv.project("4", 0)
+        model(IMAGES)
+        assert torch.equal(deconv.project("4", 0), Deconvnet(model).project("4", 0, inputs=IMAGES))
+
+
+def test_a_transform_inside_a_forward():
+    def each(x):
+        return x + torch.func.vmap(lambda one: F.conv2d(one[None], torch.ones(5, 5, 1, 1))[0])(x)
+
+    model = network(Applied(each))
+    with Deconvnet(model) as deconv:
+        assert torch.equal(model(IMAGES), each(model[:5](IMAGES)))
+        with pytest.raises(NoForwardPass):
+            deconv.project("4", 0)
+        with pytest.raises(UnsupportedModel, match="'5' uses torch.func"):
+            deconv.check(IMAGES)
+        assert deconv.project("4#1", 0, inputs=IMAGES).any(), "up to there all is well"
+
+
+def test_an_own_pass_in_a_hook_is_no_part_of_the_recorded_one():
+    model, inside = network(), []
+
+    def projects(*_):
+        if not inside:
+            inside.append(None)
+            inside.append(deconv.project("4", 1, inputs=IMAGES))
+
+    with Deconvnet(model) as deconv:
+        hook = model[3].register_forward_hook(projects)
+        model(IMAGES)
+        hook.remove()
+        assert torch.equal(deconv.project("4", 1), inside[1])
+
+
+def test_a_model_that_calls_itself():
+    class Mirrors(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = classifier()
+
+        def forward(self, x, mirror=True):
+            return self.features(x) + self(x.flip(3), False) if mirror else self.features(x)
+
+    model = Mirrors().eval()
+    found = Deconvnet(model).attribute(IMAGES, 1)
+    features = Deconvnet(model.features)
+    assert torch.allclose(
+        found, features.attribute(IMAGES, 1) + features.attribute(IMAGES.flip(3), 1).flip(3), atol=1e-6
+    )
+
+
+# ── inside a model ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("outer", [None, torch.bfloat16])
+def test_autocast_that_a_forward_changes(outer):
+    def forward(x):
+        x = x.float()
+        with torch.autocast("cpu", torch.bfloat16, enabled=outer is None):
+            return F.conv2d(x, torch.ones(4, 5, 1, 1) / 3)
+
+    model = network(Applied(forward), Applied(lambda x: x.float()))
+    with torch.autocast("cpu", torch.bfloat16, enabled=outer is not None), Deconvnet(model) as deconv:
+        activation = model[:6](IMAGES)
+        model(IMAGES)
+        assert torch.equal(deconv._layer("5", None)[2], activation)
+        recorded, own = deconv.project("5", 2), deconv.project("5", 2, inputs=IMAGES)
+    assert torch.equal(recorded, own) and recorded.any()
+
+
+@pytest.mark.parametrize("on_unsupported", ["raise", "gradient"])
+def test_complex_numbers_are_no_constants(on_unsupported):
+    def mixes(x):
+        return x + torch.fft.irfft2(torch.fft.rfft2(x) * (2 + 1j), s=x.shape[-2:])
+
+    model, images = nn.Sequential(nn.Conv2d(3, 4, 3), Applied(mixes)).double(), IMAGES.double()
+    deconv = Deconvnet(model, on_unsupported=on_unsupported)
+    report = deconv.check(images)
+    assert report.supported == (on_unsupported == "gradient")
+    assert {"fft_rfft2", "fft_irfft2"} <= {row.operation for row in report.operations}
+    if on_unsupported == "gradient":
+        found = deconv.project("1", 2, inputs=images, position=(4, 5), seed="one")
+        leaf = images.clone().requires_grad_()
+        (expected,) = torch.autograd.grad(model(leaf)[:, 2, 4, 5].sum(), leaf)
+        assert torch.allclose(found, expected, atol=1e-12)
+
+
+def test_legal_arguments_of_other_types():
+    numbers = nn.MaxPool2d(np.int64(2), np.int64(2)), nn.Conv2d(5, 4, 3, stride=np.int64(2))
+    norms = (
+        Applied(lambda x: torch.layer_norm(x, x.shape[2:], None, None, 1e-5, False)),
+        Applied(lambda x: torch.group_norm(x, 2, None, None, 1e-5, False)),
+    )
+    model = network(*numbers, *norms)
+    plain = network(nn.MaxPool2d(2), nn.Conv2d(5, 4, 3, stride=2), nn.LayerNorm((2, 2)), nn.GroupNorm(2, 4))
+    plain.load_state_dict(model.state_dict(), strict=False)
+    with Deconvnet(model) as deconv:
+        model(IMAGES)
+        assert torch.equal(deconv.project("8", 1), Deconvnet(plain).project("8", 1, inputs=IMAGES))
+
+
+def test_random_numbers_of_python_and_numpy_go_on_as_without_us():
+    model = network(Applied(lambda x: x * random.random() + np.random.rand()))
+    before = random.getstate(), np.random.get_state()
+    Deconvnet(model).check(IMAGES)
+    assert random.getstate() == before[0]
+    assert all(np.array_equal(a, b) for a, b in zip(np.random.get_state(), before[1], strict=True))
+
+
+@pytest.mark.parametrize("change", ["running mean", "mask"])
+def test_buffers_that_change_after_a_pass(change):
+    model = network(Applied(lambda x: x))
+    model[5].register_buffer("mask", torch.ones(5, 1, 1))
+    model[5].function = lambda x: x * model[5].mask
+    with Deconvnet(model) as deconv:
+        model(IMAGES)
+        assert deconv.project("5", 0).any()
+        (model[1].running_mean if change == "running mean" else model[5].mask).add_(3)
+        with pytest.raises(NoForwardPass, match="changed in place"):
+            deconv.project("5", 0)
+
+
+def test_several_inputs_in_a_list():
+    model = Applied(lambda x, y: (x * 2 + y).flatten(1))
+    inputs = [IMAGES, IMAGES + 1]
+    for found in (
+        Deconvnet(model).attribute(inputs, 1),
+        Deconvnet(model).project("", 1, inputs=inputs),
+        NeuronDeconvnet(model, "").attribute(inputs, 1),
+    ):
+        assert isinstance(found, tuple) and [tensor.shape for tensor in found] == [IMAGES.shape] * 2
+
+
+# ── another default device ───────────────────────────────────────────────────────────────────────────────
+
+USES = {
+    "project": lambda model: Deconvnet(model).project("4", [0, 1], inputs=IMAGES),
+    "project all positions": lambda model: Deconvnet(model).project("4", None, inputs=IMAGES, position="all"),
+    "project a position": lambda model: Deconvnet(model).project("4", 0, inputs=IMAGES, position=(1, 2)),
+    "strongest position": lambda model: Deconvnet(model).strongest_position("4", 0, inputs=IMAGES),
+    "attribute": lambda model: Deconvnet(model).attribute(IMAGES, 1),
+    "neuron": lambda model: NeuronDeconvnet(model, "4").attribute(IMAGES, (0, 1, 2)),
+    "occlusion": lambda model: OcclusionSensitivity(model).attribute(IMAGES, (3, 8, 8), (3, 5, 5), "blur", 1),
+    "occlusion, full": lambda model: OcclusionSensitivity(model, engine="full").attribute(
+        IMAGES, (3, 8, 8), (3, 5, 5), "noise", 1
+    ),
+    "maps": lambda model: OcclusionSensitivity(model).maps(IMAGES, 8, 8, "4").score_pixels,
+    "compare": lambda model: compare(model, IMAGES[:1], "4", 1).deconvnet,
+    "invariance": lambda model: invariance(model, IMAGES, ["4"], "translation", [0, 2]).distances["4"],
+    "correspondence": lambda model: correspondence(
+        model, IMAGES, {"eye": torch.tensor([[2, 9, 2, 9]] * 2, device="cpu")}, ["4"]
+    ),
+    "evidence": lambda model: evidence(model, IMAGES[:1], "4").effect,
+    "diagnose": lambda model: diagnose(model, IMAGES),
+}
+
+
+@pytest.mark.parametrize("name", USES)
+def test_another_default_device(name):
+    """As after ``torch.set_default_device("cuda")``: what makes a tensor says where."""
+    model = classifier()
+    expected = USES[name](model)
+    with torch.device("meta"):
+        found = USES[name](model)
+    if isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected)
