@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from deconvviz.layers import address
-from deconvviz.rules import EXACT, GATE, KINDS
-from deconvviz.tape import Tape
+from deconvviz.rules import EXACT, GATE, HIDDEN_CODE, KINDS, UNSUPPORTED
+from deconvviz.tape import Tape, flatten
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,8 @@ class CheckReport:
     """How many other operations there were, all linear and exact."""
 
     @classmethod
-    def of(cls, tape: Tape) -> CheckReport:
-        """Read a tape."""
+    def of(cls, tape: Tape, whole: bool = True) -> CheckReport:
+        """Read a tape; if it is not the ``whole`` pass, say that code is hidden somewhere."""
         counts = tape.counts()
         gates = {step.gate for step in tape.steps if step.gate is not None}
         listed = [(i, step) for i, step in enumerate(tape.steps) if step.rule.listed or step.kind != EXACT]
@@ -39,7 +44,8 @@ class CheckReport:
             )
             for i, step in listed
         )
-        return cls(rows, len(tape.steps) - len(rows))
+        hidden = () if whole else (CheckedOperation("somewhere", HIDDEN_CODE, UNSUPPORTED),)
+        return cls(rows + hidden, len(tape.steps) - len(rows))
 
     @property
     def counts(self) -> dict[str, int]:
@@ -59,3 +65,17 @@ class CheckReport:
         total = ", ".join(f"{count} {kind}" for kind, count in self.counts.items() if count)
         head = f"{'layer':<{width}}  {'operation':<{name}}  goes back"
         return "\n".join([head, *lines, f"{total or 'none'}; and {self.linear} linear operations, exact"])
+
+
+def explains(tape: Tape, inputs: Sequence[Tensor], output: Any) -> bool:
+    """Whether a tape, replayed on other inputs, gives what the model gave for them; true where that says nothing."""
+    constants = (
+        tape.random or tape.content_read or any(s.derived or s.operation == HIDDEN_CODE for s in tape.steps)
+    )
+    pairs = [(i, t) for i, t in zip(tape.calls[-1].outputs, flatten(output), strict=False) if i is not None]
+    if constants or any(tape.values[i].shape != t.shape for i, t in pairs):
+        return True
+    found = tape.replay_all([i for i, _ in pairs], inputs)
+    return all(
+        torch.allclose(found[i], t, 1e-3, 1e-3 * float(t.abs().max()), equal_nan=True) for i, t in pairs
+    )

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from deconvviz.boxes import boxed
 from deconvviz.capture import Recorder, require_module, watch
-from deconvviz.check import CheckReport
+from deconvviz.check import CheckReport, explains
 from deconvviz.errors import FeatureMapOutOfRange, InvalidInput, NoForwardPass
 from deconvviz.inputs import input_tensors, require_finite
 from deconvviz.layers import Layer, find_call, locate
@@ -159,9 +159,14 @@ class Deconvnet(Attribution):
         return _attributions(tape, value, target_seed(output, target), self.overlap, inputs)
 
     def check(self, inputs: Any, additional_forward_args: Any = None) -> CheckReport:
-        """How every operation of one pass goes back: exactly, generalised, or not at all."""
+        """How every operation of one pass goes back: exactly, generalised, or not at all.
+
+        Mirrored images show whether the operations seen are all that the model does.
+        """
         tape, _ = self._watch(inputs, additional_forward_args)
-        return CheckReport.of(tape)
+        mirrored = tuple(tensor.flip(-1) for tensor in tape.tensors)
+        _, output = self._watch(mirrored, additional_forward_args)
+        return CheckReport.of(tape, explains(tape, mirrored, output))
 
     def _watch(self, inputs: Any, additional: Any, layer: tuple[str, int | None] | None = None) -> Any:
         extra = additional if isinstance(additional, tuple) else () if additional is None else (additional,)
