@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -58,6 +57,8 @@ class Refinement:
 
 Rows = dict[str, Tensor]
 """Results of some windows, by name, each (W, ...)."""
+Plane = NDArray[np.float64]
+Places = NDArray[np.int64]
 Evaluate = Callable[[NDArray[np.int64]], Rows]
 
 
@@ -75,27 +76,16 @@ def refined(
     rows, columns = (np.unique([*range(0, n, refine.factor), n - 1]) for n in grid)
     known = np.zeros(grid, dtype=bool)
     known[np.ix_(rows, columns)] = True
-    coarse = np.flatnonzero(known)
+    coarse, left = np.flatnonzero(known), np.flatnonzero(~known)
     results = evaluate(coarse)
-    whole = {name: _filled(values, coarse, grid) for name, values in results.items()}
     rough = guide(results).double().view(len(rows), len(columns)).numpy()
-    left = np.flatnonzero(~known)
     change = _change(rough, rows, columns, grid).ravel()[left]
     more = np.sort(left[np.argsort(-change, kind="stable")[: round(refine.share * np.prod(grid))]])
-    exact: list[tuple[NDArray[np.int64], Rows]] = [(more, evaluate(more))] if len(more) else []
+    exact = [(coarse, results), *([(more, evaluate(more))] if len(more) else [])]
     guess = _interpolated(rough, rows, columns, grid).ravel()
     left = np.setdiff1d(left, more)
     checks = np.sort(np.random.default_rng(refine.seed).permutation(left)[: refine.checks])
     error, correlation = 0.0, float("nan")
-    for name in whole:
-        if whole[name].is_floating_point():
-            values = results[name].flatten(1).double().numpy()
-            planes = [_interpolated(v.reshape(rough.shape), rows, columns, grid).ravel() for v in values.T]
-            whole[name] = torch.from_numpy(np.stack(planes, 1)).to(whole[name]).view(whole[name].shape)
-        else:
-            nearest = np.ix_(_nearest(rows, grid[0]), _nearest(columns, grid[1]))
-            index = torch.from_numpy(np.arange(len(coarse)).reshape(rough.shape)[nearest].ravel())
-            whole[name] = results[name][index]
     if len(checks):
         exact.append((checks, evaluate(checks)))
         found = guide(exact[-1][1]).double().numpy()
@@ -103,31 +93,43 @@ def refined(
         error = float(np.abs(found - guess[checks]).max() / max(np.ptp(everything), 1e-300))
         if len(checks) > 1 and np.ptp(found) > 0 and np.ptp(guess[checks]) > 0:
             correlation = float(np.corrcoef(found, guess[checks])[0, 1])
-    for numbers, found_rows in [(coarse, results), *exact]:
+    whole = {name: _spread(values, rows, columns, grid) for name, values in results.items()}
+    for numbers, found_rows in exact:
         known.ravel()[numbers] = True
         for name, value in found_rows.items():
             whole[name][torch.from_numpy(numbers)] = value
     return whole, Refinement(torch.from_numpy(known), len(checks), error, correlation)
 
 
-def _filled(values: Tensor, numbers: NDArray[np.int64], grid: tuple[int, int]) -> Tensor:
-    return values.new_zeros(int(np.prod(grid)), *values.shape[1:])
+def _spread(values: Tensor, rows: Places, columns: Places, grid: tuple[int, int]) -> Tensor:
+    """Results of the windows at ``rows`` x ``columns`` to the whole grid: numbers between them, labels the nearest."""
+    coarse = values.unflatten(0, (len(rows), len(columns)))
+    if not values.is_floating_point():
+        nearest = (
+            torch.from_numpy(_nearest(places, n)) for places, n in ((rows, grid[0]), (columns, grid[1]))
+        )
+        return coarse[torch.meshgrid(*nearest, indexing="ij")].flatten(0, 1)
+    planes = coarse.flatten(2).double().numpy()
+    between = [_interpolated(planes[..., i], rows, columns, grid).ravel() for i in range(planes.shape[-1])]
+    return torch.from_numpy(np.stack(between, 1)).to(values).view(-1, *values.shape[1:])
 
 
-def _interpolated(rough: Any, rows: Any, columns: Any, grid: tuple[int, int]) -> Any:
+def _interpolated(rough: Plane, rows: Places, columns: Places, grid: tuple[int, int]) -> Plane:
     """Bilinear, from the values at ``rows`` x ``columns`` to the whole grid."""
     across = np.stack([np.interp(np.arange(grid[1]), columns, line) for line in rough])
     return np.stack([np.interp(np.arange(grid[0]), rows, line) for line in across.T], 1)
 
 
-def _change(rough: Any, rows: Any, columns: Any, grid: tuple[int, int]) -> Any:
+def _change(rough: Plane, rows: Places, columns: Places, grid: tuple[int, int]) -> Plane:
     """For each cell of the grid, the range of the coarse values about it."""
     y = np.clip(np.searchsorted(rows, np.arange(grid[0]), side="right") - 1, 0, max(len(rows) - 2, 0))
     x = np.clip(np.searchsorted(columns, np.arange(grid[1]), side="right") - 1, 0, max(len(columns) - 2, 0))
     y1, x1 = np.minimum(y + 1, len(rows) - 1), np.minimum(x + 1, len(columns) - 1)
     corners = np.stack([rough[np.ix_(a, b)] for a in (y, y1) for b in (x, x1)])
-    return np.ptp(corners, axis=0)
+    spread: Plane = np.ptp(corners, axis=0)
+    return spread
 
 
-def _nearest(places: Any, n: int) -> Any:
+def _nearest(places: Places, n: int) -> Places:
+    """Of each of n cells, which of ``places`` is nearest."""
     return np.abs(np.arange(n)[:, None] - places[None]).argmin(1)

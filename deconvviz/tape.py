@@ -62,6 +62,17 @@ class Step:
     derived: bool = False
     """An argument is a mask, index or detached tensor computed from the input: a constant of the pass."""
 
+    @property
+    def output(self) -> int:
+        """The value that the step gives, where it gives one.
+
+        Raises:
+            LookupError: it gives none, or several.
+        """
+        if len(self.outputs) != 1 or self.outputs[0] is None:
+            raise LookupError(f"{self.operation} gives {self.outputs}")
+        return self.outputs[0]
+
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """The argument at ``position`` or under ``name``; ``dim`` also under NumPy's ``axis``."""
         if len(self.arguments) > position:

@@ -17,7 +17,7 @@ from trained_like import as_if_trained, pictures, trained_like
 from deconvviz.clean_passes import clean_passes
 from deconvviz.errors import UnsupportedModel
 from deconvviz.incremental import Plan, alike
-from deconvviz.incremental.plan import GROUP
+from deconvviz.incremental.group import GROUP
 from deconvviz.windows import Windows
 
 EVERY_FAMILY = [

@@ -242,7 +242,7 @@ def test_a_form_that_fails_is_not_the_users_trouble(monkeypatch):
 
     model, inputs = toy().eval(), pictures(1, 16)
     expected = OcclusionSensitivity(model, engine="full").attribute(inputs, (3, 4, 4), (3, 2, 2), target=1)
-    monkeypatch.setattr("deconvviz.incremental.plan.Group.run", fails)
+    monkeypatch.setattr("deconvviz.incremental.group.Group.run", fails)
     with pytest.warns(UserWarning, match="whole passes go on: IndexError: a form of ours"):
         found = OcclusionSensitivity(model).attribute(inputs, (3, 4, 4), (3, 2, 2), target=1)
     assert torch.allclose(found, expected, atol=1e-12)

@@ -171,10 +171,10 @@ def _batch_norm(seen: Seen, axis: Axis, n: int) -> Axis:
 
 
 def _reshaped(seen: Seen, axis: Axis, n: int) -> Axis:
-    return seen.moved(axis, _kept_dims(seen.shapes[n], seen.shape).get(axis.dim))
+    return seen.moved(axis, kept_dims(seen.shapes[n], seen.shape).get(axis.dim))
 
 
-def _kept_dims(old: Sequence[int], new: Sequence[int]) -> dict[int, int]:
+def kept_dims(old: Sequence[int], new: Sequence[int]) -> dict[int, int]:
     """The dimensions that a reshape keeps, and where they are in the new shape."""
     kept: dict[int, int] = {}
     i = j = 0

@@ -6,8 +6,8 @@ computes it. A step without a form, or whose box covers nearly all, is computed 
 right for every operation.
 """
 
+from deconvviz.incremental.alike import alike
 from deconvviz.incremental.clean import CleanPass
-from deconvviz.incremental.groups import alike
 from deconvviz.incremental.plan import Outcome, Plan
 
 __all__ = ["CleanPass", "Outcome", "Plan", "alike"]

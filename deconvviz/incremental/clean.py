@@ -17,7 +17,7 @@ from deconvviz.rules.linear import each, filter_arguments
 from deconvviz.tape import Step, Tape, flatten
 
 if TYPE_CHECKING:
-    from deconvviz.incremental.plan import Batch
+    from deconvviz.incremental.group import Batch
 
 
 class CleanPass:

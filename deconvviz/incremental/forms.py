@@ -7,7 +7,6 @@ from boxes, or ``None``: then the step is computed on whole values, which is rig
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deconvviz.geometry.ways import kept_dims
 from deconvviz.incremental.crops import along, clean_boxes, from_rows, lay, to_rows
 from deconvviz.incremental.pools import adaptive, average_pooled, averaged, max_pooled
 from deconvviz.incremental.regions import Boxes, Region, union
@@ -24,12 +24,12 @@ from deconvviz.rules.linear import each, filter_arguments
 from deconvviz.tape import Slot, Step, flatten
 
 if TYPE_CHECKING:
-    from deconvviz.incremental.plan import Batch, Group
+    from deconvviz.incremental.group import Batch, Group
 
 
-def filtered(plan: Group, step: Step) -> Work | None:
+def filtered(group: Group, step: Step) -> Work | None:
     """A convolution, from the boxes it reads, padding included."""
-    region, n = plan.region(step.inputs[0]), int(step.operation[-2])
+    region, n = group.region(step.inputs[0]), int(step.operation[-2])
     weight, stride, padding, dilation, _ = filter_arguments(*step.arguments, **step.keywords)
     if not first_alone(step) or not trailing(region, n):
         return None
@@ -38,30 +38,30 @@ def filtered(plan: Group, step: Step) -> Work | None:
     before = (
         _same_padding(kernel) if padding == "same" else [0] * n if padding == "valid" else each(padding, n)
     )
-    space = plan.shape(step.outputs[0])[2:]
+    space = group.shape(step.outputs[0])[2:]
     out = region.through(kernel, stride, before, space)
     wanted = out.read_by(kernel, stride, before)
-    return Work([out], lambda batch: plan.clean.kernel(step)(batch.read(step.inputs[0], wanted)))
+    return Work([out], lambda batch: group.clean.kernel(step)(batch.read(step.inputs[0], wanted)))
 
 
-def pointwise(plan: Group, step: Step) -> Work | None:
+def pointwise(group: Group, step: Step) -> Work | None:
     """Each cell from the same cell of every operand; constants are the same in every cell."""
-    rank = len(plan.shape(step.outputs[0]))
-    regions = [plan.region(value) for value in step.inputs]
+    rank = len(group.shape(step.outputs[0]))
+    regions = [group.region(value) for value in step.inputs]
     if any(r.axes != regions[0].axes or r.space != regions[0].space for r in regions[1:]) or any(
-        len(plan.shape(value)) != rank for value in step.inputs
+        len(group.shape(value)) != rank for value in step.inputs
     ):
         return None
     for constant in flatten([step.arguments, step.keywords]):
         shape = [1] * (rank - constant.dim()) + list(constant.shape)
         if len(shape) > rank or any(shape[axis] != 1 for axis in (0, *regions[0].axes)):
             return None
-    return _on_cells(plan, step, union(regions))
+    return _on_cells(group, step, union(regions))
 
 
-def channelwise(plan: Group, step: Step) -> Work | None:
-    """Each cell from the channels of that cell: batch norm, and what works along an axis that isn't spatial."""
-    region, rank = plan.region(step.inputs[0]), len(plan.shape(step.inputs[0]))
+def channelwise(group: Group, step: Step) -> Work | None:
+    """Each cell from the channels of that cell: what works along an axis that isn't spatial."""
+    region, rank = group.region(step.inputs[0]), len(group.shape(step.inputs[0]))
     mixed = {
         "layer_norm": lambda: range(rank - len(step.argument(1, "normalized_shape")), rank),
         "rms_norm": lambda: range(rank - len(step.argument(1, "normalized_shape")), rank),
@@ -72,12 +72,12 @@ def channelwise(plan: Group, step: Step) -> Work | None:
     }.get(step.operation, lambda: (1,))()
     if not first_alone(step) or None in mixed or {d % rank for d in mixed} & {0, *region.axes}:
         return None
-    return _on_cells(plan, step, region)
+    return _on_cells(group, step, region)
 
 
-def _on_cells(plan: Group, step: Step, region: Region) -> Work:
+def _on_cells(group: Group, step: Step, region: Region) -> Work:
     """Call a step on boxes as it would be on whole values; in place if nobody else needs what it overwrites."""
-    in_place = plan.may_overwrite(step)
+    in_place = group.may_overwrite(step)
 
     def run(batch: Batch) -> Any:
         boxes = [batch.read(value, region) for value in step.inputs]
@@ -86,10 +86,10 @@ def _on_cells(plan: Group, step: Step, region: Region) -> Work:
     return Work([region], run)
 
 
-def concatenated(plan: Group, step: Step) -> Work | None:
+def concatenated(group: Group, step: Step) -> Work | None:
     """Along channels, over the boxes that hold all of the terms'."""
-    regions = [plan.region(value) for value in step.inputs]
-    rank, dim = len(plan.shape(step.outputs[0])), step.argument(1, "dim", 0)
+    regions = [group.region(value) for value in step.inputs]
+    rank, dim = len(group.shape(step.outputs[0])), step.argument(1, "dim", 0)
     terms = step.argument(0, "tensors")
     if (
         dim % rank in (0, *regions[0].axes)
@@ -97,14 +97,14 @@ def concatenated(plan: Group, step: Step) -> Work | None:
         or any(r.axes != regions[0].axes for r in regions[1:])
     ):
         return None
-    region, joined = union(regions), step.outputs[0] or 0
-    rest = [n for axis, n in enumerate(plan.shape(joined)) if axis not in (0, *region.axes)]
-    lengths = [plan.shape(step.inputs[item.k])[dim] for item in terms]
+    region, joined = union(regions), step.output
+    rest = [n for axis, n in enumerate(group.shape(joined)) if axis not in (0, *region.axes)]
+    lengths = [group.shape(step.inputs[item.k])[dim] for item in terms]
     smaller = [not regions[item.k].same(region) for item in terms]
     stale = _runs(smaller, lengths)
 
     def run(batch: Batch) -> Tensor:
-        crops, clean = batch.crops(step.inputs[0]), plan.clean
+        crops, clean = batch.crops(step.inputs[0]), group.clean
         output = crops.new_empty(len(crops), *region.size, *rest, dtype=clean.contents[joined].dtype)
         output = from_rows(output, region.axes)
         for start, length in stale:
@@ -128,9 +128,9 @@ def _runs(chosen: Sequence[bool], lengths: Sequence[int]) -> list[tuple[int, int
     return runs
 
 
-def rearranged(plan: Group, step: Step) -> Work | None:
+def rearranged(group: Group, step: Step) -> Work | None:
     """Axes moved, channels chosen or split: found by moving extents that occur nowhere else."""
-    region, shape = plan.region(step.inputs[0]), list(plan.shape(step.inputs[0]))
+    region, shape = group.region(step.inputs[0]), list(group.shape(step.inputs[0]))
     kept = (0, *region.axes)
     if not first_alone(step) or (step.operation in _CUTS and _cut(step) % len(shape) in kept):
         return None
@@ -149,7 +149,7 @@ def rearranged(plan: Group, step: Step) -> Work | None:
         places = [sizes.index(mark) for mark in marks]
         if places[0] != 0 or places != sorted(places):
             return None
-        if value is not None and tuple(extents.get(n, n) for n in sizes) != plan.shape(value):
+        if value is not None and tuple(extents.get(n, n) for n in sizes) != group.shape(value):
             return None
         regions.append(region.at(tuple(places[1:])))
     return Work(regions, lambda batch: step.call(batch.crops(step.inputs[0])), fresh=False)
@@ -164,13 +164,14 @@ def _cut(step: Step) -> int:
     return dim
 
 
-def reshaped(plan: Group, step: Step) -> Work | None:
+def reshaped(group: Group, step: Step) -> Work | None:
     """Channels regrouped (a channel shuffle's views) or axes of one cell added or dropped, the spatial axes kept."""
-    region = plan.region(step.inputs[0])
-    old, new = plan.shape(step.inputs[0]), plan.shape(step.outputs[0])
-    axes = _kept_axes(old, new, region.axes)
-    if axes is None or not first_alone(step) or not new or new[0] != 1:
+    region = group.region(step.inputs[0])
+    old, new = group.shape(step.inputs[0]), group.shape(step.outputs[0])
+    kept = kept_dims(old, new)
+    if not set(region.axes) <= kept.keys() or not first_alone(step) or not new or new[0] != 1:
         return None
+    axes = tuple(kept[axis] for axis in region.axes)
     rest = [n for axis, n in enumerate(new) if axis not in (0, *axes)]
 
     def run(batch: Batch) -> Tensor:
@@ -180,39 +181,27 @@ def reshaped(plan: Group, step: Step) -> Work | None:
     return Work([region.at(axes)], run, fresh=False)
 
 
-def _kept_axes(old: Sequence[int], new: Sequence[int], axes: Sequence[int]) -> tuple[int, ...] | None:
-    """Where a reshape from ``old`` to ``new`` leaves ``axes``, each with as many elements before as after it."""
-    kept = []
-    for axis in axes:
-        before = math.prod(old[:axis])
-        places = [a for a, n in enumerate(new) if n == old[axis] and math.prod(new[:a]) == before]
-        if len(places) != 1 or old[axis] == 1:
-            return None
-        kept.append(places[0])
-    return tuple(kept)
-
-
-def unchanged(plan: Group, step: Step) -> Work | None:
+def unchanged(group: Group, step: Step) -> Work | None:
     """What gives the same content (contiguous, dropout in eval mode)."""
-    region = plan.region(step.inputs[0])
-    if plan.shape(step.outputs[0]) != plan.shape(step.inputs[0]) or not first_alone(step):
+    region = group.region(step.inputs[0])
+    if group.shape(step.outputs[0]) != group.shape(step.inputs[0]) or not first_alone(step):
         return None
     return Work([region], lambda batch: batch.crops(step.inputs[0]), fresh=False)
 
 
-def dropped(plan: Group, step: Step) -> Work | None:
+def dropped(group: Group, step: Step) -> Work | None:
     """Dropout: in eval mode nothing."""
-    return unchanged(plan, step) if step.kept is None else None
+    return unchanged(group, step) if step.kept is None else None
 
 
-def padded(plan: Group, step: Step) -> Work | None:
+def padded(group: Group, step: Step) -> Work | None:
     """Constant padding moves the boxes."""
-    region, pads = plan.region(step.inputs[0]), list(step.argument(1, "pad"))
-    rank, mode = len(plan.shape(step.inputs[0])), step.argument(2, "mode", "constant")
+    region, pads = group.region(step.inputs[0]), list(step.argument(1, "pad"))
+    rank, mode = len(group.shape(step.inputs[0])), step.argument(2, "mode", "constant")
     before = [pads[2 * (rank - 1 - a)] if 2 * (rank - 1 - a) < len(pads) else 0 for a in range(rank)]
     if mode != "constant" or min(pads) < 0 or any(before[a] for a in range(rank) if a not in region.axes):
         return None
-    old, new = plan.shape(step.inputs[0]), plan.shape(step.outputs[0])
+    old, new = group.shape(step.inputs[0]), group.shape(step.outputs[0])
     if any(old[a] != new[a] for a in range(rank) if a not in region.axes):
         return None
     out = region.grown_by([before[a] for a in region.axes], [new[a] for a in region.axes])
@@ -221,13 +210,13 @@ def padded(plan: Group, step: Step) -> Work | None:
     return Work([out], lambda batch: batch.read(step.inputs[0], boxes, fill), fresh=False)
 
 
-def enlarged(plan: Group, step: Step) -> Work | None:
+def enlarged(group: Group, step: Step) -> Work | None:
     """Interpolation by a whole factor: nearest neighbours, or (bi)linear with ``align_corners=False``.
 
     Linear: output i lies at (i + 1/2) / factor - 1/2, so a changed cell reaches half a cell further on both sides.
     """
-    region, mode = plan.region(step.inputs[0]), step.argument(3, "mode", "nearest")
-    old, new = plan.shape(step.inputs[0])[2:], plan.shape(step.outputs[0])[2:]
+    region, mode = group.region(step.inputs[0]), step.argument(3, "mode", "nearest")
+    old, new = group.shape(step.inputs[0])[2:], group.shape(step.outputs[0])[2:]
     linear = mode in ("linear", "bilinear", "trilinear") and not step.argument(4, "align_corners")
     if not (linear or mode in ("nearest", "nearest-exact")) or step.argument(6, "antialias", False):
         return None
@@ -281,7 +270,7 @@ _ROWS: list[tuple[str, Form]] = [
         "add sub rsub mul div addcmul where maximum minimum type float double half bfloat16",
         pointwise,
     ),
-    ("batch_norm prelu layer_norm rms_norm linear softmax log_softmax glu local_response_norm", channelwise),
+    ("prelu layer_norm rms_norm linear softmax log_softmax glu local_response_norm", channelwise),
     ("cat concat concatenate", concatenated),
     (
         "permute transpose movedim moveaxis swapaxes swapdims getitem chunk split narrow select tensor_split unbind "

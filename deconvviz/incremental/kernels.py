@@ -1,8 +1,8 @@
 """Filters and matrix products as PyTorch's, to rounding, but faster where many batches use the same weights.
 
 On a CPU in single precision oneDNN multiplies whole values by a matrix that is laid out for it once; ``linear`` lays
-it out at every call. Wide filters of 3 x 3 cells are computed by Winograd's F(2 x 2, 3 x 3) (Lavin & Gray, CVPR 2016): with 16
-products for four outputs instead of 36, and smaller rounding errors than the direct sum's.
+it out at every call. Wide filters of 3 x 3 cells are computed by Winograd's F(2 x 2, 3 x 3) (Lavin & Gray, CVPR 2016):
+with 16 products for four outputs instead of 36, and smaller rounding errors than the direct sum's.
 """
 
 from __future__ import annotations

@@ -17,18 +17,18 @@ from deconvviz.rules.maxima import average_arguments, pool_arguments
 from deconvviz.tape import Step
 
 if TYPE_CHECKING:
-    from deconvviz.incremental.plan import Batch, Group
+    from deconvviz.incremental.group import Batch, Group
 
 
-def max_pooled(plan: Group, step: Step) -> Work | None:
+def max_pooled(group: Group, step: Step) -> Work | None:
     """A max pool: the padding is -inf."""
     n = int(step.operation.removesuffix("_with_indices")[-2])
-    region, (*sizes, _) = plan.region(step.inputs[0]), pool_arguments(*step.arguments, **step.keywords)
+    region, (*sizes, _) = group.region(step.inputs[0]), pool_arguments(*step.arguments, **step.keywords)
     if not trailing(region, n) or len(step.outputs) > 1:
         return None
     kernel_size, stride, padding, dilation = (each(item, n) for item in sizes)
     kernel = [d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True)]
-    out = region.through(kernel, stride, padding, plan.shape(step.outputs[0])[2:])
+    out = region.through(kernel, stride, padding, group.shape(step.outputs[0])[2:])
     wanted = out.read_by(kernel, stride, padding)
     pool = getattr(F, f"max_pool{n}d")
 
@@ -39,20 +39,20 @@ def max_pooled(plan: Group, step: Step) -> Work | None:
     return Work([out], run)
 
 
-def average_pooled(plan: Group, step: Step) -> Work | None:
+def average_pooled(group: Group, step: Step) -> Work | None:
     """An average pool: a sum over the zero-padded window, divided by what PyTorch divides by at that place."""
     n = int(step.operation[-2])
     *sizes, _, padded, divisor = average_arguments(*step.arguments, **step.keywords)
     kernel, stride, padding = (each(item, n) for item in sizes)
-    return _averaged(plan, step, kernel, stride, padding, padded, divisor)
+    return _averaged(group, step, kernel, stride, padding, padded, divisor)
 
 
-def _averaged(plan: Group, step: Step, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+def _averaged(group: Group, step: Step, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
               count_padding: bool, divisor: int | None) -> Work | None:  # fmt: skip
-    n, region = len(kernel), plan.region(step.inputs[0])
+    n, region = len(kernel), group.region(step.inputs[0])
     if not trailing(region, n):
         return None
-    space = plan.shape(step.outputs[0])[2:]
+    space = group.shape(step.outputs[0])[2:]
     out = region.through(kernel, stride, padding, space)
     wanted = out.read_by(kernel, stride, padding)
     pool = getattr(F, f"avg_pool{n}d")
@@ -79,36 +79,36 @@ def _averaged(plan: Group, step: Step, kernel: Sequence[int], stride: Sequence[i
     return Work([out], run)
 
 
-def adaptive(plan: Group, step: Step) -> Work | None:
+def adaptive(group: Group, step: Step) -> Work | None:
     """To one cell: by differences. To as many as there are: nothing. To a divisor of them: an average pool."""
-    n, region = int(step.operation[-2]), plan.region(step.inputs[0])
-    space = plan.shape(step.outputs[0])[-n:]
+    n, region = int(step.operation[-2]), group.region(step.inputs[0])
+    space = group.shape(step.outputs[0])[-n:]
     if not trailing(region, n):
         return None
     if all(o == 1 for o in space):
-        return _global_mean(plan, step)
+        return _global_mean(group, step)
     if space == region.space:
         return Work([region], lambda batch: batch.crops(step.inputs[0]), fresh=False)
     if any(i % o for i, o in zip(region.space, space, strict=True)):
         return None
     kernel = [i // o for i, o in zip(region.space, space, strict=True)]
-    return _averaged(plan, step, kernel, kernel, [0] * n, True, None)
+    return _averaged(group, step, kernel, kernel, [0] * n, True, None)
 
 
-def averaged(plan: Group, step: Step) -> Work | None:
+def averaged(group: Group, step: Step) -> Work | None:
     """A mean over all of the spatial axes, and no other."""
-    region, dims = plan.region(step.inputs[0]), step.argument(1, "dim")
+    region, dims = group.region(step.inputs[0]), step.argument(1, "dim")
     dims = (dims,) if isinstance(dims, int) else dims
-    rank = len(plan.shape(step.inputs[0]))
+    rank = len(group.shape(step.inputs[0]))
     if dims is None or step.keywords.get("dtype") or {d % rank for d in dims} != set(region.axes):
         return None
-    return _global_mean(plan, step)
+    return _global_mean(group, step)
 
 
-def _global_mean(plan: Group, step: Step) -> Work:
+def _global_mean(group: Group, step: Step) -> Work:
     """The clean mean, and the mean of what changed."""
-    value, shape = step.inputs[0], plan.shape(step.outputs[0])
-    region, clean = plan.region(value), plan.clean.contents[step.outputs[0] or 0]
+    value, shape = step.inputs[0], group.shape(step.outputs[0])
+    region, clean = group.region(value), group.clean.contents[step.output]
 
     def run(batch: Batch) -> Tensor:
         mean = batch.change(value) / math.prod(region.space)

@@ -10,7 +10,7 @@ from deconvviz.incremental.regions import Region
 from deconvviz.tape import Slot, Step
 
 if TYPE_CHECKING:
-    from deconvviz.incremental.plan import Batch, Group
+    from deconvviz.incremental.group import Batch, Group
 
 
 @dataclass

@@ -57,7 +57,7 @@ def product(step: Step, signals: Boxes, context: Context) -> Boxes | None:
 def add(step: Step, signals: Boxes, context: Context) -> Boxes | None:
     """A sum of equal shapes copies the signal to each of its terms."""
     (signal,) = signals
-    same = all(context.values[i].shape == context.values[step.outputs[0] or 0].shape for i in step.inputs)
+    same = all(context.values[i].shape == context.values[step.output].shape for i in step.inputs)
     if signal is None or not same or "alpha" in step.keywords or len(step.arguments) > 2:
         return None
     return [signal] * len(step.inputs)

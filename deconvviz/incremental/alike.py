@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deconvviz.incremental.clean import CleanPass
-from deconvviz.incremental.plan import Group, largest_group, multiply_adds
+from deconvviz.incremental.group import Group, largest_group, multiply_adds
 from deconvviz.incremental.regions import Firsts
 
 CLASSES = 8
