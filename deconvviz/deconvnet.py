@@ -136,10 +136,14 @@ class Deconvnet(Attribution):
             raise FeatureMapOutOfRange(f"k is {k}; {expected}")
         return strongest(activation, k)
 
-    def strongest_position(self, layer: Layer, fmap: int, *, inputs: Any = None) -> list[tuple[int, ...]]:
+    def strongest_position(
+        self, layer: Layer, fmap: int | str, *, inputs: Any = None
+    ) -> list[tuple[int, ...]]:
         """Where each image's feature map is strongest, in map cells: one tuple, (y, x), an image."""
         _, _, activation = self._layer(layer, inputs)
-        _, maps = feature_maps(activation, fmap)
+        single, maps = feature_maps(activation, fmap)
+        if not single:
+            raise InvalidInput(f"fmap is {fmap!r}; expected one feature map or 'strongest'")
         cells = activation[torch.arange(len(maps), device="cpu"), maps[:, 0]]
         flat = cells.reshape(len(cells), -1).argmax(1).tolist()
         return [tuple(int(i) for i in np.unravel_index(cell, cells.shape[1:])) for cell in flat]
@@ -271,6 +275,10 @@ class NeuronDeconvnet(NeuronAttribution):
 
 
 def _require_batch(tape: Tape) -> None:
+    if any(tensor.shape[:1] == (0,) for tensor in tape.tensors):
+        raise InvalidInput(
+            f"the model was given shape {tuple(tape.tensors[0].shape)}; expected at least one image"
+        )
     if tape.unbatched():
         raise InvalidInput(
             f"the model was given shape {tuple(tape.tensors[0].shape)}; expected a batch, usually (N, C, H, W): "

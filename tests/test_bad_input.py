@@ -552,6 +552,19 @@ def test_inputs(net, case, use):
         USES[use](net, inputs)
 
 
+def test_recorded_pass_of_no_images(net):
+    with Deconvnet(net) as deconv:
+        net(IMAGES[:0])
+        with Told(InvalidInput, ValueError, AssertionError, "(0, 3, 8, 8)", "at least one image"):
+            deconv.project("conv1", 0)
+
+
+@pytest.mark.parametrize("fmap", [[0, 1], None, slice(2)])
+def test_the_strongest_position_is_of_one_map(net, fmap):
+    with Told(InvalidInput, ValueError, AssertionError, "one feature map"):
+        Deconvnet(net).strongest_position("conv1", fmap, inputs=IMAGES)
+
+
 REJECTED = {
     "channels": (IMAGES[:, :2], ("'conv1'", "conv2d", "(2, 2, 8, 8)", "expected", "(N, 3, H, W)")),
     "no batch axis for the head": (IMAGES[0], ("(N, 3, H, W)",)),
