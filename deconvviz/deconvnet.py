@@ -137,7 +137,7 @@ class Deconvnet(Attribution):
         return strongest(activation, k)
 
     def strongest_position(
-        self, layer: Layer, fmap: int | str, *, inputs: Any = None
+        self, layer: Layer, fmap: FeatureMaps, *, inputs: Any = None
     ) -> list[tuple[int, ...]]:
         """Where each image's feature map is strongest, in map cells: one tuple, (y, x), an image."""
         _, _, activation = self._layer(layer, inputs)
