@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from deconvviz import Deconvnet, evolution
 from deconvviz.errors import (
@@ -271,11 +272,21 @@ def test_a_file_of_something_else_is_refused(other, word, tmp_path):
     before = file.read_bytes()
     with pytest.raises(CheckpointError, match=f"is of another {word}"):
         FeatureEvolution(**{"layers": LAYERS, "fmaps": FMAPS, "data": images(), "file": file} | other)
-    wider = net()
-    wider[10] = nn.Linear(5, 9)
-    with pytest.raises(CheckpointError, match="is of another model"):
-        watch(file)(wider, 2)
+    wider, leaky = net(), net()
+    wider[10], leaky[1] = nn.Linear(5, 9), nn.LeakyReLU()
+    for model in (wider, leaky):
+        with pytest.raises(CheckpointError, match="is of another model"):
+            watch(file)(model, 2)
     assert file.read_bytes() == before
+
+
+def test_a_data_set_of_the_same_kind_and_size_is_told_apart(tmp_path):
+    file = tmp_path / "e.npz"
+    options = {"epochs": (1,), "file": file}
+    FeatureEvolution("1", [0], TensorDataset(images()), **options)(net(), 1)
+    FeatureEvolution("1", [0], TensorDataset(images()), **options)
+    with pytest.raises(CheckpointError, match="is of another data: images"):
+        FeatureEvolution("1", [0], TensorDataset(images(seed=1)), **options)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "text", "a grid's"])

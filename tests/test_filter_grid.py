@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
 import warnings
 
 import numpy as np
@@ -27,6 +29,9 @@ from deconvviz.errors import (
     UnknownLayer,
 )
 from deconvviz.mining import passes
+from deconvviz.mining.archive import structure
+from deconvviz.mining.data import PROBES, Images
+from deconvviz.mining.found import require_same
 
 
 def net(seed=0):
@@ -394,7 +399,7 @@ class Dying(Mapped):
         return super().__getitem__(i)
 
 
-@pytest.mark.parametrize("at", [1, 13, 29])
+@pytest.mark.parametrize("at", [1, 13, 28])
 def test_an_interrupted_pass_goes_on_to_the_same_bits(tmp_path, at):
     data, path = Dying(images(), at), tmp_path / "grid.npz"
     options = {"checkpoint": path, "every": 0, "batch_size": 4}
@@ -430,6 +435,99 @@ def test_a_checkpoint_of_something_else_is_refused_with_the_reason(tmp_path, wha
     with pytest.raises(CheckpointError, match=what):
         REFUSED[what](path)
     assert path.read_bytes() == before
+
+
+def other_layers(**settings):
+    model = net()
+    model[4] = nn.LeakyReLU() if not settings else model[4]
+    for name, value in settings.items():
+        model[3] = nn.Conv2d(6, 8, 3, **{name: value})
+    model.load_state_dict(net().state_dict())
+    return model.eval()
+
+
+@pytest.mark.parametrize("model", [other_layers(), other_layers(padding_mode="reflect")])
+def test_the_same_weights_in_other_layers_are_another_model(tmp_path, model):
+    path = tmp_path / "grid.npz"
+    fit(images(), checkpoint=path)
+    with pytest.raises(CheckpointError, match="is of another model"):
+        fit(images(), model=model, checkpoint=path)
+    with pytest.raises(CheckpointError, match="is of another model"):
+        FilterGrid.load(path, model)
+
+
+def test_a_dropout_rate_that_changes_in_training_is_no_other_model():
+    assert structure(nn.Sequential(nn.Dropout(0.1))) == structure(nn.Sequential(nn.Dropout(0.5)))
+    assert structure(nn.Sequential(nn.ReLU())) != structure(nn.Sequential(nn.ReLU6()))
+
+
+def test_a_data_set_of_the_same_kind_and_size_with_other_images_is_refused(tmp_path):
+    path, a = tmp_path / "grid.npz", images()
+    fit(TensorDataset(a), checkpoint=path)
+    last = a.clone()
+    last[-1] += 1
+    for other in (TensorDataset(images(seed=1)), TensorDataset(last)):
+        with pytest.raises(CheckpointError, match="is of another data: images .*random crops"):
+            fit(other, checkpoint=path)
+        with pytest.raises(CheckpointError, match="is of another data: images"):
+            FilterGrid.load(path, net(), other)
+
+
+def test_another_function_as_transform_is_refused(folder, tmp_path):
+    path = tmp_path / "grid.npz"
+    fit(folder, transform=lambda picture: ToTensor()(picture), checkpoint=path)
+    with pytest.raises(CheckpointError, match="is of another data: images"):
+        fit(folder, transform=lambda picture: 1 - ToTensor()(picture), checkpoint=path)
+
+
+def test_a_file_with_other_content_of_the_same_size_is_refused(folder, tmp_path):
+    path = tmp_path / "grid.npz"
+    fit(folder, transform=ToTensor(), checkpoint=path)
+    file = folder / "b" / "05.png"  # none of the images that are looked at
+    content, times = bytearray(file.read_bytes()), file.stat()
+    content[200] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(CheckpointError, match="is of another data: items"):
+        fit(folder, transform=ToTensor(), checkpoint=path)
+
+
+def test_telling_data_sets_apart_reads_few_images_and_is_the_same_in_a_copy(folder, tmp_path):
+    class Counting(Mapped):
+        asked = 0
+
+        def __getitem__(self, i):
+            self.asked += 1
+            return super().__getitem__(i)
+
+    data = Counting(images(500))
+    Images(data).describe()
+    assert data.asked <= 2 + PROBES
+    copied = tmp_path / "copy"
+    shutil.copytree(folder, copied, copy_function=shutil.copyfile)
+    assert Images(folder, ToTensor()).describe() == Images(copied, ToTensor()).describe()
+
+
+class Augmented(Mapped):
+    """Noise is added anew each time an image of number ``after`` or more is asked for."""
+
+    def __init__(self, x, after=0):
+        super().__init__(x)
+        self.after = after
+
+    def __getitem__(self, i):
+        return (self.x[i] + torch.randn(self.x[i].shape) if i >= self.after else self.x[i]), 0
+
+
+def test_data_that_is_augmented_at_random_is_refused_at_once():
+    with pytest.raises(InvalidInput, match="without random crops"):
+        fit(Augmented(images()))
+
+
+def test_the_message_says_what_differs():
+    first, second = {"a": {"b": "x" * 100 + "here", "c": 1}}, {"a": {"b": "x" * 100 + "there", "c": 1}}
+    with pytest.raises(CheckpointError, match=r"another a: b \.{3}x{20}here; expected \.{3}x{20}there\."):
+        require_same(first, second, "it")
 
 
 def test_a_checkpoint_of_another_share_is_refused(tmp_path):

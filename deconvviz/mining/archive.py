@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from deconvviz.errors import CheckpointError
 
@@ -89,9 +91,23 @@ def load_archive(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """The class, and every parameter's and buffer's name, shape and content, as one hash."""
+    """The structure, and every parameter's and buffer's name, shape and content, as one hash."""
     state = model.state_dict(keep_vars=True).items()
-    return hash_of(type(model).__name__, *(part for item in state for part in item))
+    return hash_of(structure(model), *(part for item in state for part in item))
+
+
+def structure(model: nn.Module) -> str:
+    """Every module's name, class and settings; not the dropouts' rates, which change in training and nothing else."""
+    modules = "\n".join(
+        f"{name} {type(module).__name__}({'' if isinstance(module, _DropoutNd) else module.extra_repr()})"
+        for name, module in model.named_modules()
+    )
+    return without_addresses(modules)
+
+
+def without_addresses(text: str) -> str:
+    """A ``repr`` as any process would give it."""
+    return re.sub(r" at 0x\w+", "", text)
 
 
 def hash_of(*items: object) -> str:

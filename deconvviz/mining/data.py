@@ -1,7 +1,8 @@
 """Images by number, from whatever holds them: a folder, a data set, a loader, tensors.
 
 Each image has one number for good, its place in the data set (of a stream: its turn), whatever the batch size,
-the workers or the share of a process. A picture that cannot be read is reported with its number and the reason,
+the workers or the share of a process, and must be the same each time it is asked for: random crops, flips or
+colours are refused where they are seen. A picture that cannot be read is reported with its number and the reason,
 and never ends the pass.
 """
 
@@ -10,7 +11,6 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 
 from deconvviz.errors import InvalidInput
-from deconvviz.images import load_picture
-from deconvviz.mining.archive import hash_of
+from deconvviz.mining.archive import hash_of, without_addresses
+from deconvviz.mining.folder import PictureFolder, glimpse
 from deconvviz.model_zoo import Transform
 
-SUFFIXES = (".bmp", ".gif", ".jpg", ".jpeg", ".jp2", ".png", ".ppm", ".tif", ".tiff", ".webp")
+PROBES = 8
+"""How many images of a data set are read to tell it from others."""
 
 
 @dataclass(frozen=True)
@@ -44,22 +45,6 @@ class Batch:
     def taken(self) -> int:
         """How many of the sequence's images went into it."""
         return len(self.numbers) + len(self.broken)
-
-
-class PictureFolder(Dataset[Any]):
-    """The pictures in a folder and its subfolders, by path, as a model's inputs."""
-
-    def __init__(self, folder: Path, transform: Callable[[Image.Image], Tensor] | None = None) -> None:
-        self.root, self.transform = folder, transform or Transform()
-        self.files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        if not self.files:
-            raise InvalidInput(f"{folder} holds no picture ({', '.join(SUFFIXES)}), nor do its subfolders")
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, number: int) -> Tensor:
-        return self.transform(load_picture(self.files[number]))
 
 
 class Images:
@@ -121,23 +106,38 @@ class Images:
         raise InvalidInput(f"no image of the data could be read: {reason}")
 
     def describe(self) -> dict[str, Any]:
-        """What the data is, as far as can be told without reading it: kind, size, names, transform."""
+        """What the data is, as far as can be told at a glance: kind, size, files, transform and some images.
+
+        Raises:
+            InvalidInput: no image can be read, or the first is another one each time.
+        """
         source = self.source
         if isinstance(source, Tensor):
             facts: Any = [list(source.shape), str(source.dtype), hash_of(_sampled(source))]
         else:
             facts = [type(source).__name__, len(source) if isinstance(source, Sized) else None]
-        files = self.files
-        sizes = [path.stat().st_size if path.is_file() else -1 for path in files or ()]
-        names = "\n".join(f"{self.name(i)} {size}" for i, size in enumerate(sizes))
+        names = "\n".join(f"{self.name(i)} {glimpse(path)}" for i, path in enumerate(self.files or ()))
         transform = getattr(source, "transform", None) or self.transform
         chosen = "" if self.order == range(len(self.order)) else ",".join(map(str, self.order))
         return {
             "kind": facts,
             "limit": self.limit,
-            "transform": re.sub(r" at 0x\w+", "", repr(transform)),
+            "transform": without_addresses(repr(transform)),
             "items": hash_of(names + chosen),
+            "images": self._probe(),
         }
+
+    def _probe(self) -> str:
+        """A hash of some images as the model sees them, the first and the last among them; of a stream the first."""
+        first = hash_of(self.sample())
+        if first != hash_of(self.sample()):
+            raise InvalidInput(
+                "the data gives another first image each time it is asked; expected the same, as pictures are read "
+                "twice: give it a transform without random crops, flips or colours, as for validation"
+            )
+        last = len(self.order) - 1
+        numbers = sorted({self.order[i * last // (PROBES - 1)] for i in range(PROBES)} if self.order else ())
+        return hash_of(first, *(item for _, item in map(self.read, numbers) if isinstance(item, Tensor)))
 
     @functools.cached_property
     def files(self) -> Sequence[Path] | None:

@@ -122,13 +122,20 @@ def _overlap(a: Share, b: Share) -> bool:
 def require_same(given: Mapping[str, Any], expected: Mapping[str, Any], what: str) -> None:
     """Raise :class:`CheckpointError` unless ``given`` has all that is ``expected``."""
     for name, item in expected.items():
-        if given.get(name) != item:
+        if (other := given.get(name)) != item:
+            part = ""
+            while isinstance(item, Mapping) and isinstance(other, Mapping):
+                part = next(str(key) for key in {**item, **other} if item.get(key) != other.get(key))
+                item, other = item.get(part), other.get(part)
             raise CheckpointError(
-                f"{what} is of another {name}: {_short(given.get(name))}; expected {_short(item)}. "
-                "Give what it was made with, or another file to start afresh"
+                f"{what} is of another {name}: {part + ' ' * bool(part)}{_differing(other, item)}; "
+                f"expected {_differing(item, other)}. Give what it was made with, or another file to start afresh"
+                f"{' (random crops or flips give other images each time)' if name == 'data' else ''}"
             )
 
 
-def _short(item: Any) -> str:
+def _differing(item: Any, other: Any) -> str:
+    """What an item says, from a little before where it differs from the other."""
     text = str(item)
-    return text if len(text) <= 90 else f"{text[:90]}..."
+    start = max(0, len(os.path.commonprefix([text, str(other)])) - 20) if len(text) > 90 else 0
+    return f"{'...' * (start > 0)}{text[start : start + 90]}{'...' * (len(text) > start + 90)}"
