@@ -160,7 +160,7 @@ class FilterGrid(Attribution):
         if path is not None and path.exists():
             return Found.resumed(path, about, share, device)
         layers = (Strongest.empty(p.maps, len(p.space), self.k, device) for p in self._places)
-        return Found(about, tuple(layers), ((*share, 0),), {})
+        return Found(about, tuple(layers), ((*share, 0),), {}, {})
 
     def _about(self, images: Images, sample: Tensor) -> dict[str, Any]:
         return {
@@ -226,7 +226,8 @@ class FilterGrid(Attribution):
         name, number = locate(self.model, layer)
         for place, strongest in zip(self._places, found.layers, strict=True):
             if place.call[0] == name and number in (None, place.call[1]):
-                return GridLayer(place, strongest, self._images, self.model, self.overlap, self.gradient)
+                images, hashes = self._images, found.hashes
+                return GridLayer(place, strongest, images, hashes, self.model, self.overlap, self.gradient)
         raise UnknownLayer(f"the grid has no layer {layer!r}; it has {', '.join(map(repr, self.layers))}")
 
     def __iter__(self) -> Iterator[GridLayer]:

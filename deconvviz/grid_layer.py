@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from deconvviz.feature_map import Box, FeatureMap
 from deconvviz.geometry import Axis, ReceptiveField, receptive_field
 from deconvviz.images import IMAGENET_MEAN, IMAGENET_STD
 from deconvviz.layers import address, find_call
+from deconvviz.mining.archive import hash_of
 from deconvviz.mining.data import Images
 from deconvviz.mining.strongest import NOBODY, Strongest
 from deconvviz.plotting.feature_maps import feature_maps
@@ -110,6 +111,8 @@ class GridLayer(Sequence[FeatureMap]):
     place: LayerPlace
     strongest: Strongest
     images: Images | None
+    hashes: Mapping[int, str]
+    """Of the images that have a unit, as they were mined."""
     model: nn.Module
     overlap: str
     gradient: bool
@@ -174,7 +177,7 @@ class GridLayer(Sequence[FeatureMap]):
 
         Raises:
             NoForwardPass: the grid was loaded without its data.
-            InvalidInput: an image can't be read again.
+            InvalidInput: an image can't be read again, or is not the one that was mined.
             UnsupportedOperation: the way to the pixels passes an operation without a rule.
         """
         if self.images is None:
@@ -185,6 +188,11 @@ class GridLayer(Sequence[FeatureMap]):
                 by_image.setdefault(number, []).append((fmap, rank))
         block: list[tuple[int, Unit]] = []
         for number, image in self.images.images(by_image):
+            if hash_of(image) != self.hashes.get(number):
+                raise InvalidInput(
+                    f"{self.images.name(number)} is not the image that was mined: the data set gives another one each "
+                    "time it is asked, or has changed; expected the same: leave out random crops and flips, fit again"
+                )
             block += [(rank, Unit(image, fmap, self.position(fmap, rank))) for fmap, rank in by_image[number]]
             if len(block) >= UNITS_AT_ONCE:
                 yield from self._shown(block, control)

@@ -524,6 +524,27 @@ def test_data_that_is_augmented_at_random_is_refused_at_once():
         fit(Augmented(images()))
 
 
+def test_an_image_that_is_not_the_one_that_was_mined_is_refused():
+    grid = fit(Augmented(images(), after=5))
+    with pytest.raises(
+        InvalidInput, match="image [0-9]+ is not the image that was mined.*leave out random crops"
+    ):
+        grid["4"][2]
+
+
+def test_a_hash_is_kept_of_the_images_that_have_a_unit_only(tmp_path):
+    x = images(300, 12)
+    parts = [fit(x, ["1"], k=1, share=(i, 2), batch_size=4) for i in (0, 1)]
+    grid = parts[0].merge(parts[1])
+    used = {n for fmap in grid["1"] for n in fmap.images}
+    assert set(grid.found.hashes) == used and all(len(part.found.hashes) <= 12 for part in parts)
+    grid.save(tmp_path / "grid.npz")
+    assert FilterGrid.load(tmp_path / "grid.npz", net(), x).found.hashes == grid.found.hashes
+    x[max(used)] = x[max(used)].flip(-1)
+    with pytest.raises(InvalidInput, match=f"image {max(used)} is not the image that was mined"):
+        list(grid["1"].maps())
+
+
 def test_the_message_says_what_differs():
     first, second = {"a": {"b": "x" * 100 + "here", "c": 1}}, {"a": {"b": "x" * 100 + "there", "c": 1}}
     with pytest.raises(CheckpointError, match=r"another a: b \.{3}x{20}here; expected \.{3}x{20}there\."):

@@ -31,13 +31,27 @@ class Found:
     """What of the data it has seen."""
     broken: Mapping[int, str]
     """Number of each image that could not be read, and why."""
+    hashes: Mapping[int, str]
+    """Of each image that has a unit, and of some that had one, by number."""
 
-    def taking(self, layers: tuple[Strongest, ...], taken: int, broken: Mapping[int, str]) -> Found:
+    def taking(
+        self, layers: tuple[Strongest, ...], taken: int, broken: Mapping[int, str], hashes: Mapping[int, str]
+    ) -> Found:
         """With ``taken`` more images of its share, which left the layers in these states."""
         (first, step, count) = self.shares[0]
-        return replace(
-            self, layers=layers, shares=((first, step, count + taken),), broken={**self.broken, **broken}
+        more = replace(
+            self,
+            layers=layers,
+            shares=((first, step, count + taken),),
+            broken={**self.broken, **broken},
+            hashes={**self.hashes, **hashes},
         )
+        return more._pruned() if len(more.hashes) > 2 * sum(s.images.numel() for s in layers) else more
+
+    def _pruned(self) -> Found:
+        """Without the hashes of images that have no unit any more."""
+        used = {number for layer in self.layers for number in layer.images.unique().tolist()}
+        return replace(self, hashes={n: text for n, text in sorted(self.hashes.items()) if n in used})
 
     def merged(self, other: Found) -> Found:
         """Of two shares of one data set: that of both, to the same bits in any order.
@@ -56,7 +70,8 @@ class Found:
             tuple(a.merged(b) for a, b in zip(self.layers, other.layers, strict=True)),
             tuple(sorted(self.shares + other.shares)),
             dict(sorted({**self.broken, **other.broken}.items())),
-        )
+            {**self.hashes, **other.hashes},
+        )._pruned()
 
     def to(self, device: torch.device | str) -> Found:
         """The same on another device."""
@@ -68,7 +83,12 @@ class Found:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one file, all of it or nothing; raises :class:`CheckpointError` if it can't."""
-        header = {"about": self.about, "shares": self.shares, "broken": sorted(self.broken.items())}
+        header = {
+            "about": self.about,
+            "shares": self.shares,
+            "broken": sorted(self.broken.items()),
+            "hashes": list(self._pruned().hashes.items()),
+        }
         arrays = {
             f"{i}.{name}": array
             for i, layer in enumerate(self.layers)
@@ -104,7 +124,8 @@ class Found:
                 states[int(i)][field] = array
             layers = tuple(Strongest.from_arrays(state, device) for state in states)
             shares = tuple((int(a), int(b), int(c)) for a, b, c in header["shares"])
-            return cls(header["about"], layers, shares, {int(n): str(why) for n, why in header["broken"]})
+            texts = ({int(n): str(text) for n, text in header[name]} for name in ("broken", "hashes"))
+            return cls(header["about"], layers, shares, *texts)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path} is not a file of FilterGrid: delete it to start afresh") from error
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from deconvviz.capture.reading import LayerCall, reading
 from deconvviz.errors import CheckpointError, InvalidInput
 from deconvviz.memory import out_of_memory
+from deconvviz.mining.archive import hash_of
 from deconvviz.mining.data import Batch
 from deconvviz.mining.found import Found
 from deconvviz.mining.strongest import Strongest
@@ -69,6 +70,12 @@ class Miner:
         self.take(numbers[:half], images[:half])
         self.take(numbers[half:], images[half:])
 
+    def hashes(self, numbers: Tensor, images: Tensor) -> dict[int, str]:
+        """Of those images just taken that have a unit: few, after the first."""
+        there = numbers.to(self._like.device)
+        kept = torch.stack([torch.isin(there, state.images) for state in self.states]).any(0).tolist()
+        return {n: hash_of(images[i]) for i, n in enumerate(numbers.tolist()) if kept[i]}
+
 
 @contextlib.contextmanager
 def mining(
@@ -105,9 +112,11 @@ def mine(
     """
     saved = time.monotonic()
     for batch in batches:
+        hashes: dict[int, str] = {}
         if batch.images is not None:
             miner.take(batch.numbers, batch.images)
-        found = found.taking(miner.states, batch.taken, dict(batch.broken))
+            hashes = miner.hashes(batch.numbers, batch.images)
+        found = found.taking(miner.states, batch.taken, dict(batch.broken), hashes)
         tell(batch.taken)
         if path is not None and time.monotonic() - saved > every:
             try:
