@@ -110,8 +110,8 @@ class FilterGrid(Attribution):
         Args:
             data, transform, limit: see :class:`~deconvviz.mining.data.Images`.
             batch_size, workers: by default the loader's, if ``data`` is one, else 32 and 0.
-            checkpoint: a file that is written now and then, and at the end; if it exists, the pass goes on from
-                there, to the bits of a pass that was never interrupted.
+            checkpoint: a file that is written now and then, when the pass is broken off, and at the end; if it
+                exists, the pass goes on from there, to the bits of a pass that was never interrupted.
             every: seconds between checkpoints.
             share: ``(i, n)``: only every n-th image from the i-th, to be merged. In an initialised
                 ``torch.distributed`` group each process takes its own by itself, and all get the whole result.
@@ -121,8 +121,8 @@ class FilterGrid(Attribution):
 
         Raises:
             InvalidInput: ``data`` is none of these, or no image of it could be used.
-            CheckpointError: the checkpoint is damaged, of another model, layers or data, or can't be written at
-                the end.
+            CheckpointError: the checkpoint is damaged, of another model, layers or data, or can't be written: at
+                the start, or at the end, when what was found can still be used and saved elsewhere.
             LayerNotRun, AmbiguousLayer: as their names say.
         """
         images = Images(data, transform, limit)
@@ -147,11 +147,13 @@ class FilterGrid(Attribution):
                 tqdm(total=total, initial=done, unit="image", disable=not progress) as bar,
             ):
                 found = mine(miner, batches, found, path, every, bar.update)
+        self._found, self._images = found, images
+        if path is not None:
+            found.save(path)
         if world > 1 and share is None:
-            found = joined(found, self._like().device)
+            self._found = found = joined(found, self._like().device)
         if not any(layer.seen for layer in found.layers):
             raise InvalidInput(f"no image could be used: {next(iter(found.broken.values()), 'all are NaN')}")
-        self._found, self._images = found, images
         return self
 
     def _start(self, path: Path | None, about: dict[str, Any], share: tuple[int, int]) -> Found:

@@ -31,7 +31,7 @@ from deconvviz.errors import (
 from deconvviz.mining import passes
 from deconvviz.mining.archive import structure
 from deconvviz.mining.data import PROBES, Images
-from deconvviz.mining.found import require_same
+from deconvviz.mining.found import Found, require_same
 
 
 def net(seed=0):
@@ -402,10 +402,10 @@ class Dying(Mapped):
 @pytest.mark.parametrize("at", [1, 13, 28])
 def test_an_interrupted_pass_goes_on_to_the_same_bits(tmp_path, at):
     data, path = Dying(images(), at), tmp_path / "grid.npz"
-    options = {"checkpoint": path, "every": 0, "batch_size": 4}
+    options = {"checkpoint": path, "every": 1e9, "batch_size": 4}
     with pytest.raises(KeyboardInterrupt):
         fit(data, **options)
-    assert path.exists() == (at >= 4)
+    assert Found.load(path).shares == ((0, 1, at // 4 * 4),)  # saved when it was broken off
     seen = []
     data.__class__ = type(
         "Counting", (Dying,), {"__getitem__": lambda self, i: (seen.append(i), Dying.__getitem__(self, i))[1]}
@@ -582,16 +582,36 @@ def test_save_and_load(tmp_path):
         FilterGrid.load(path, net(), images(seed=4))
 
 
-def test_a_full_disk_warns_during_the_pass_and_raises_at_its_end(tmp_path, monkeypatch):
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
+def full(*arguments):
+    raise OSError(28, "No space left on device")
 
+
+def test_a_full_disk_is_found_before_the_first_batch(tmp_path, monkeypatch):
     monkeypatch.setattr("os.fsync", full)
+    data = Dying(images(), 1)
+    with pytest.raises(CheckpointError, match="No space"):
+        fit(data, checkpoint=tmp_path / "grid.npz")
+    assert data.at == 1 and not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_up_warns_during_the_pass_and_leaves_what_was_found_at_its_end(
+    tmp_path, monkeypatch
+):
+    class Filling(Mapped):
+        def __getitem__(self, i):
+            if i == 1:
+                monkeypatch.setattr("os.fsync", full)
+            return super().__getitem__(i)
+
+    grid = FilterGrid(net(), ["1", "4"])
+    options = {"checkpoint": tmp_path / "grid.npz", "every": 0, "batch_size": 10, "progress": False}
     with warnings.catch_warnings(record=True) as caught, pytest.raises(CheckpointError, match="No space"):
         warnings.simplefilter("always")
-        fit(images(), checkpoint=tmp_path / "grid.npz", every=0, batch_size=10)
+        grid.fit(Filling(images()), **options)
     assert sum("no checkpoint this time" in str(w.message) for w in caught) == 3
-    assert not list(tmp_path.iterdir())
+    assert same(grid, fit(images(), batch_size=10)) and len(grid["4"][0].projections) == 9
+    monkeypatch.undo()
+    grid.save(tmp_path / "elsewhere.npz")
 
 
 @pytest.mark.parametrize("n", [2, 3, 7])

@@ -103,27 +103,37 @@ def mine(
     """All batches through the miner, on top of what is ``found``.
 
     Args:
-        path: of a checkpoint, written each ``every`` seconds and at the end, or ``None``.
+        path: of a checkpoint, written before the first batch, each ``every`` seconds, and when the pass is broken
+            off; or ``None``.
         tell: called with the number of images of each batch.
 
     Raises:
-        CheckpointError: it can't be written at the end. Before, that is a warning: hours of work go on, and there
+        CheckpointError: it can't be written at the start. Later, that is a warning: hours of work go on, and there
             may be space later.
     """
-    saved = time.monotonic()
-    for batch in batches:
-        hashes: dict[int, str] = {}
-        if batch.images is not None:
-            miner.take(batch.numbers, batch.images)
-            hashes = miner.hashes(batch.numbers, batch.images)
-        found = found.taking(miner.states, batch.taken, dict(batch.broken), hashes)
-        tell(batch.taken)
-        if path is not None and time.monotonic() - saved > every:
-            try:
-                found.save(path)
-            except CheckpointError as error:
-                warnings.warn(f"no checkpoint this time: {error}", stacklevel=3)
-            saved = time.monotonic()
     if path is not None:
         found.save(path)
+    saved = time.monotonic()
+    try:
+        for batch in batches:
+            hashes: dict[int, str] = {}
+            if batch.images is not None:
+                miner.take(batch.numbers, batch.images)
+                hashes = miner.hashes(batch.numbers, batch.images)
+            found = found.taking(miner.states, batch.taken, dict(batch.broken), hashes)
+            tell(batch.taken)
+            if path is not None and time.monotonic() - saved > every:
+                _try_to_save(found, path)
+                saved = time.monotonic()
+    except BaseException:  # Ctrl-C too
+        if path is not None:
+            _try_to_save(found, path)
+        raise
     return found
+
+
+def _try_to_save(found: Found, path: Path) -> None:
+    try:
+        found.save(path)
+    except CheckpointError as error:
+        warnings.warn(f"no checkpoint this time: {error}", stacklevel=4)
