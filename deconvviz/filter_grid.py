@@ -120,7 +120,8 @@ class FilterGrid(Attribution):
             progress: show a bar with the rate and what is left.
 
         Raises:
-            InvalidInput: ``data`` is none of these, or no image of it could be used.
+            InvalidInput: ``data`` is none of these, its images are of several shapes or others each time, or none
+                could be used.
             CheckpointError: the checkpoint is damaged, of another model, layers or data, or can't be written: at
                 the start, or at the end, when what was found can still be used and saved elsewhere.
             LayerNotRun, AmbiguousLayer: as their names say.
@@ -139,7 +140,7 @@ class FilterGrid(Attribution):
             path = None if checkpoint is None else of_share(Path(checkpoint), rank, world)
             found = self._start(path, about, (rank, world))
             done, total = found.shares[0][2], len(range(rank, len(images), world)) or None
-            batches = images.batches(batch_size, workers, (rank, world), done)
+            batches = images.batches(sample.shape, batch_size, workers, (rank, world), done)
             with (
                 mining(
                     self.model, self._calls(), found.layers, self._like(), autocast, channels_last

@@ -425,6 +425,9 @@ def test_errors_say_what_to_do(tmp_path):
         watch(on_unsupported="nix")
     with pytest.raises(NoForwardPass, match="call it after one of the epochs"):
         watch().figure()
+    sizes = [torch.randn(3, 20, 20), torch.randn(3, 24, 20)]
+    with pytest.raises(InvalidInput, match="image 1 has shape"):
+        FeatureEvolution("1", [0], sizes, batch_size=1)(net(), 1)
     with pytest.raises(UnknownLayer):
         FeatureEvolution("nix", [0], images())(net(), 1)
     with pytest.raises(FeatureMapOutOfRange):

@@ -325,8 +325,9 @@ def test_a_data_sets_files_are_listed_once():
 def test_data_that_is_not_usable(folder):
     with pytest.raises(InvalidInput, match="not a folder"):
         fit(str(folder / "a" / "00.png"))
-    with pytest.raises(InvalidInput, match="different shapes"):
-        fit([torch.randn(3, 20, 20), torch.randn(3, 22, 20)])
+    for batch_size in (1, 2):
+        with pytest.raises(InvalidInput, match=r"image 1 has shape \(3, 22, 20\); expected \(3, 20, 20\)"):
+            fit([torch.randn(3, 20, 20), torch.randn(3, 22, 20)], batch_size=batch_size)
     with pytest.raises(InvalidInput, match="torch.uint8"):
         fit((images() * 9).to(torch.uint8))
     with pytest.raises(InvalidInput, match="only once"):
@@ -342,7 +343,7 @@ def test_data_that_is_not_usable(folder):
         fit(folder / "none")
 
 
-def test_limit_and_different_sizes_one_by_one():
+def test_a_limit():
     assert fit(images(), limit=7).found.layers[0].seen == 7
     assert fit(Stream(images()), limit=7).found.layers[0].seen == 7
 

@@ -159,16 +159,26 @@ class Images:
         return str(path.relative_to(root)) if root and path.is_relative_to(root) else str(path)
 
     def batches(
-        self, batch_size: int, workers: int = 0, share: tuple[int, int] = (0, 1), start: int = 0
+        self,
+        shape: torch.Size,
+        batch_size: int,
+        workers: int = 0,
+        share: tuple[int, int] = (0, 1),
+        start: int = 0,
     ) -> Iterator[Batch]:
-        """A share of the images, every ``share[1]``-th from ``share[0]``, from its ``start``-th on."""
+        """A share of the images, every ``share[1]``-th from ``share[0]``, from its ``start``-th on.
+
+        Raises:
+            InvalidInput: one has another shape than (C, *S).
+        """
+        collate = functools.partial(self._collate, shape)
         rank, world = share
         if self.streams:
             turns = itertools.islice(self._stream(), rank, self.limit, world)
-            yield from map(_collate, _in_batches(itertools.islice(turns, start, None), batch_size))
+            yield from map(collate, _in_batches(itertools.islice(turns, start, None), batch_size))
             return
         items = _Guarded(self, self.order[rank::world][start:])
-        yield from DataLoader(items, batch_size, num_workers=workers, collate_fn=_collate)
+        yield from DataLoader(items, batch_size, num_workers=workers, collate_fn=collate)
 
     def images(self, numbers: Iterable[int]) -> Iterator[tuple[int, Tensor]]:
         """Images by number, in ascending order; a stream is read again, once.
@@ -208,6 +218,20 @@ class Images:
                     ) from error
                 item = f"{type(error).__name__}: {error}"
             yield number, item
+
+    def _collate(self, shape: torch.Size, items: Sequence[tuple[int, Tensor | str]]) -> Batch:
+        good = [(number, item) for number, item in items if isinstance(item, Tensor)]
+        broken = tuple((number, item) for number, item in items if isinstance(item, str))
+        for number, image in good:
+            if image.shape != shape:  # positions and receptive fields are those of one shape
+                raise InvalidInput(
+                    f"{self.name(number)} has shape {tuple(image.shape)}; expected {tuple(shape)}, as the first image: "
+                    "give a transform that makes them one size"
+                )
+        images = torch.stack([image for _, image in good]) if good else None
+        return Batch(
+            torch.tensor([number for number, _ in good], dtype=torch.int64, device="cpu"), images, broken
+        )
 
     def _tensor(self, item: Any) -> Tensor:
         """The image of a data set's item."""
@@ -257,20 +281,6 @@ def _chosen(data: Any, source: Any) -> Sequence[int]:
         return everything
     with torch.random.fork_rng(devices=[]):
         return sorted({int(number) for number in data.sampler})
-
-
-def _collate(items: Sequence[tuple[int, Tensor | str]]) -> Batch:
-    good = [(number, item) for number, item in items if isinstance(item, Tensor)]
-    broken = tuple((number, item) for number, item in items if isinstance(item, str))
-    if len({image.shape for _, image in good}) > 1:
-        raise InvalidInput(
-            f"images have different shapes, {tuple(good[0][1].shape)} and others: give a transform that makes "
-            "them one size, or batch_size=1"
-        )
-    images = torch.stack([image for _, image in good]) if good else None
-    return Batch(
-        torch.tensor([number for number, _ in good], dtype=torch.int64, device="cpu"), images, broken
-    )
 
 
 def _in_batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
