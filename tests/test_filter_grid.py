@@ -14,7 +14,14 @@ from conftest import build
 from PIL import Image
 from test_strongest import brute_force, same_bits, units
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import ToTensor
 
@@ -289,9 +296,13 @@ def test_every_kind_of_data_gives_the_same_bits(source):
 def test_a_loaders_choice_of_items_is_kept():
     x = images()
     chosen = [3, 25, 4, 11, 12]
-    grid = fit(DataLoader(Mapped(x), 2, sampler=SubsetRandomSampler(chosen)))
-    assert {n for fmap in grid["4"] for n in fmap.images} == set(chosen)
-    assert grid.found.layers[0].seen == 5
+    sampler = SubsetRandomSampler(chosen)
+    of_batches = BatchSampler(sampler, 2, drop_last=False)
+    for options in ({"batch_size": 2, "sampler": sampler}, {"batch_size": None, "sampler": sampler},
+                    {"batch_sampler": of_batches}, {"batch_sampler": [[3, 25], [4, 11, 12]]}):  # fmt: skip
+        grid = fit(DataLoader(Mapped(x), **options))
+        assert {n for fmap in grid["4"] for n in fmap.images} == set(chosen)
+        assert grid.found.layers[0].seen == 5
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -273,14 +273,17 @@ def _sampled(images: Tensor) -> Tensor:
 
 
 def _chosen(data: Any, source: Any) -> Sequence[int]:
-    """The numbers of the items that are taken, in order: all, or those that a loader's sampler gives."""
-    everything = range(len(source))
-    if not isinstance(data, DataLoader) or isinstance(data.sampler, SequentialSampler):
-        return everything
-    if isinstance(data.sampler, RandomSampler) and data.sampler.num_samples == len(source):
-        return everything
+    """The numbers of the items that are taken, in order: all, or those that a loader's samplers give."""
+    if not isinstance(data, DataLoader):
+        return range(len(source))
+    sampler: Any = data.sampler
+    if data.batch_size is None and data.batch_sampler is not None:  # its own; the other is a default then
+        sampler = itertools.chain.from_iterable(data.batch_sampler)
+    all_in_turn = isinstance(sampler, SequentialSampler)
+    if all_in_turn or (isinstance(sampler, RandomSampler) and sampler.num_samples == len(source)):
+        return range(len(source))
     with torch.random.fork_rng(devices=[]):
-        return sorted({int(number) for number in data.sampler})
+        return sorted({int(number) for number in sampler})
 
 
 def _in_batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
