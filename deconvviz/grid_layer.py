@@ -159,7 +159,7 @@ class GridLayer(Sequence[FeatureMap]):
         Args:
             fmaps: which maps; all by default.
             random: draw so many of them at random with ``seed``, of the living ones, as the paper's figure.
-            mean, std: those that the images were normalised with.
+            mean, std: those that the images were normalised with, see :func:`~deconvviz.images.to_pixels`.
         """
         chosen = self.chosen(fmaps)
         if random is not None:

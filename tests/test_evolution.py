@@ -461,3 +461,11 @@ def test_the_figure_frames_the_jumps(patches, tmp_path):
         assert names == [str(fmap) for fmap in fmaps[:2]]
     save_figure(figure, tmp_path / "f.png")
     assert len(np.unique(np.asarray(Image.open(tmp_path / "f.png").convert("L")))) > 50
+
+
+def test_patches_of_grey_images_are_drawn():
+    torch.manual_seed(0)
+    seen = FeatureEvolution("1", [0, 1], images(8, 28)[:, :1], (1,))
+    seen(nn.Sequential(nn.Conv2d(1, 4, 5, padding=2), nn.ReLU()), 1)
+    shown = [picture.get_array() for picture in seen.figure(patches=True).axes[0].images]
+    assert all((picture[..., 0] == picture[..., 1]).all() and picture.std() > 20 for picture in shown)

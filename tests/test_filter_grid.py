@@ -162,6 +162,18 @@ def test_figures_of_chosen_random_and_all_maps():
     assert titles(layer.figure(random=2, seed=1)) == titles(layer.figure(random=2, seed=1))
 
 
+def test_grey_images_are_shown(tmp_path):
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
+    x = images()[:, :1]
+    grid = fit(x, ["1"], model, k=4)
+    grid["1"].figure(mean=[0.1], std=[0.3]).draw_without_rendering()
+    found = grid["1"][0]
+    patches = found.image(cell=30)[:, 62:]
+    darkest, brightest = patches.min(), patches.max()
+    assert (darkest, brightest) == (0, 255) and (patches[..., 0] == patches[..., 2]).all()
+    assert grid.explore(tmp_path, control=False).exists()
+
+
 def test_filters_are_drawn_at_one_scale_or_each_at_its_own():
     model = net()
     with torch.no_grad():
