@@ -11,8 +11,6 @@ import hashlib
 import json
 import os
 import re
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,19 +67,9 @@ def load_archive(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
         version = header["format"]
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist") from error
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        EOFError,
-        AttributeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except Exception as error:  # on damaged files zipfile and NumPy raise almost anything
         raise CheckpointError(
-            f"{path} is damaged or not a file of FilterGrid ({type(error).__name__}: {error}): "
-            "delete it to start afresh"
+            f"{path} is damaged or no file of deconvviz ({type(error).__name__}: {error}): delete it to start afresh"
         ) from error
     if version != FORMAT:
         raise CheckpointError(
@@ -119,5 +107,5 @@ def hash_of(*items: object) -> str:
             digest.update(f"{tuple(plain.shape)} {plain.dtype}".encode())
             digest.update(plain.view(-1).view(torch.uint8).numpy().data)
         else:
-            digest.update(f"{item}\0".encode())
+            digest.update(f"{item}\0".encode(errors="surrogateescape"))  # a file's name may be no UTF-8
     return digest.hexdigest()
