@@ -183,7 +183,11 @@ class FeatureEvolution:
             return
         grid = FilterGrid(model, self.layers, 1, **self._rules)
         with left_as_found(model):
-            grid.fit(**self._data, share=(0, 1), progress=False)
+            try:
+                grid.fit(**self._data, share=(0, 1), progress=False)
+            except InvalidInput:
+                if grid._found is None:  # else all gave NaN: the look has no unit, and training goes on
+                    raise
             maps = {layer: tuple(grid[layer].maps(self.fmaps[layer])) for layer in self.layers}
         frames = {layer: list(map(_frame, grid[layer].place.field.axes)) for layer in self.layers}
         about |= {"frames": frames, "channels": grid.found.about["image"][0]}

@@ -154,7 +154,8 @@ class FilterGrid(Attribution):
         if world > 1 and share is None:
             self._found = found = joined(found, self._like().device)
         if not any(layer.seen for layer in found.layers):
-            raise InvalidInput(f"no image could be used: {next(iter(found.broken.values()), 'all are NaN')}")
+            fewer = f"share {(rank, world)} has none, give fewer shares than images"
+            raise InvalidInput(f"no image could be used: {next(iter(self.left_out.values()), fewer)}")
         return self
 
     def _start(self, path: Path | None, about: dict[str, Any], share: tuple[int, int]) -> Found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -20,7 +21,7 @@ from deconvviz.geometry import Axis, ReceptiveField, receptive_field
 from deconvviz.images import IMAGENET_MEAN, IMAGENET_STD
 from deconvviz.layers import address, find_call
 from deconvviz.mining.archive import hash_of
-from deconvviz.mining.data import Images
+from deconvviz.mining.data import Images, require_count
 from deconvviz.mining.strongest import NOBODY, Strongest
 from deconvviz.plotting.feature_maps import feature_maps
 from deconvviz.unit_projection import Unit, crop_of, project_units
@@ -163,6 +164,7 @@ class GridLayer(Sequence[FeatureMap]):
         """
         chosen = self.chosen(fmaps)
         if random is not None:
+            require_count("random", random)
             dead = set(self.dead)
             living = [fmap for fmap in chosen if fmap not in dead]
             chosen = sorted(Random(seed).sample(living, min(random, len(living))))
@@ -232,7 +234,12 @@ class GridLayer(Sequence[FeatureMap]):
     def chosen(self, fmaps: Sequence[int] | None) -> list[int]:
         """Maps by number, from the end if negative; all for ``None``."""
         count = self.place.maps
-        wanted = range(count) if fmaps is None else fmaps
+        try:
+            wanted = list(range(count) if fmaps is None else map(operator.index, fmaps))
+        except TypeError as error:
+            raise InvalidInput(
+                f"fmaps is {fmaps!r}; expected numbers of maps: layer[3] is one, layer.maps(range(1, 3)) several"
+            ) from error
         if wrong := [fmap for fmap in wanted if not -count <= fmap < count]:
             raise FeatureMapOutOfRange(f"map {wrong[0]} of layer {self.name!r}: expected 0 to {count - 1}")
         return [fmap % count for fmap in wanted]

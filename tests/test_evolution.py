@@ -220,6 +220,19 @@ def test_dead_maps_and_maps_without_a_unit():
     result.figure(patches=True)
 
 
+def test_a_training_that_diverges_goes_on_without_units(tmp_path):
+    model, seen = net(), FeatureEvolution("1", [0, 2], images(), (1, 2), file=tmp_path / "e.npz")
+    seen(model, 1)
+    nn.init.constant_(model[0].weight, math.nan)
+    seen(model, 2)
+    assert seen.result.epochs == (1, 2) and seen.result.values("1")[1].isnan().all()
+    assert all(not found.values for found in seen.result.looks[1].maps["1"])
+    assert seen.result.images("1")[1].tolist() == [-1, -1] and seen.result.settled("1") is None
+    seen.figure(patches=True).draw_without_rendering()
+    assert same(Evolution.load(tmp_path / "e.npz"), seen.result)
+    assert "1" in str(seen.result)
+
+
 # ── interrupted, resumed, refused ────────────────────────────────────────────────────────────────────────────
 
 

@@ -235,6 +235,20 @@ def test_errors_say_what_to_do():
         fit(images())["0"]
     with pytest.raises(FeatureMapOutOfRange, match="0 to 7"):
         fit(images())["4"][8]
+    layer = fit(images())["4"]
+    for wrong in (
+        lambda: layer.figure(3),
+        lambda: layer[1:3],
+        lambda: layer.figure([0.5]),
+        lambda: layer.figure("a"),
+    ):
+        with pytest.raises(InvalidInput, match=r"fmaps is .*; expected numbers of maps: layer\[3\] is one"):
+            wrong()
+    assert layer.chosen(np.array([1, -1])) == [1, 7]
+    with pytest.raises(InvalidInput, match="random is -1; expected a whole number, 1 or more"):
+        layer.figure(random=-1)
+    with pytest.raises(InvalidInput, match=r"share \(15, 20\) has none, give fewer shares"):
+        fit(images(12), share=(15, 20))
     relu = nn.ReLU()
     twice = nn.Sequential(nn.Conv2d(3, 4, 3), relu, nn.Conv2d(4, 5, 3), relu)
     with pytest.raises(AmbiguousLayer):
