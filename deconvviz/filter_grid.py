@@ -230,8 +230,8 @@ class FilterGrid(Attribution):
         name, number = locate(self.model, layer)
         for place, strongest in zip(self._places, found.layers, strict=True):
             if place.call[0] == name and number in (None, place.call[1]):
-                images, hashes = self._images, found.hashes
-                return GridLayer(place, strongest, images, hashes, self.model, self.overlap, self.gradient)
+                images, checksums = self._images, found.checksums
+                return GridLayer(place, strongest, images, checksums, self.model, self.overlap, self.gradient)
         raise UnknownLayer(f"the grid has no layer {layer!r}; it has {', '.join(map(repr, self.layers))}")
 
     def __iter__(self) -> Iterator[GridLayer]:

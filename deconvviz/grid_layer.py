@@ -20,7 +20,7 @@ from deconvviz.feature_map import Box, FeatureMap
 from deconvviz.geometry import Axis, ReceptiveField, receptive_field
 from deconvviz.images import IMAGENET_MEAN, IMAGENET_STD
 from deconvviz.layers import address, find_call
-from deconvviz.mining.archive import hash_of
+from deconvviz.mining.archive import checksum
 from deconvviz.mining.data import Images, require_count
 from deconvviz.mining.strongest import NOBODY, Strongest
 from deconvviz.plotting.feature_maps import feature_maps
@@ -112,7 +112,7 @@ class GridLayer(Sequence[FeatureMap]):
     place: LayerPlace
     strongest: Strongest
     images: Images | None
-    hashes: Mapping[int, str]
+    checksums: Mapping[int, int]
     """Of the images that have a unit, as they were mined."""
     model: nn.Module
     overlap: str
@@ -190,7 +190,7 @@ class GridLayer(Sequence[FeatureMap]):
                 by_image.setdefault(number, []).append((fmap, rank))
         block: list[tuple[int, Unit]] = []
         for number, image in self.images.images(by_image):
-            if hash_of(image) != self.hashes.get(number):
+            if checksum(image) != self.checksums.get(number):
                 raise InvalidInput(
                     f"{self.images.name(number)} is not the image that was mined: the data set gives another one each "
                     "time it is asked, or has changed; expected the same: leave out random crops and flips, fit again"

@@ -536,10 +536,15 @@ def test_telling_data_sets_apart_reads_few_images_and_is_the_same_in_a_copy(fold
 
         def __getitem__(self, i):
             self.asked += 1
+            torch.rand(1)  # without effect
             return super().__getitem__(i)
 
     data = Counting(images(500))
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
     Images(data).describe()
+    assert torch.equal(torch.rand(3), expected)
     assert data.asked <= 2 + PROBES
     copied = tmp_path / "copy"
     shutil.copytree(folder, copied, copy_function=shutil.copyfile)
@@ -570,14 +575,14 @@ def test_an_image_that_is_not_the_one_that_was_mined_is_refused():
         grid["4"][2]
 
 
-def test_a_hash_is_kept_of_the_images_that_have_a_unit_only(tmp_path):
+def test_a_checksum_is_kept_of_the_images_that_have_a_unit_only(tmp_path):
     x = images(300, 12)
     parts = [fit(x, ["1"], k=1, share=(i, 2), batch_size=4) for i in (0, 1)]
     grid = parts[0].merge(parts[1])
     used = {n for fmap in grid["1"] for n in fmap.images}
-    assert set(grid.found.hashes) == used and all(len(part.found.hashes) <= 12 for part in parts)
+    assert set(grid.found.checksums) == used and all(len(part.found.checksums) <= 12 for part in parts)
     grid.save(tmp_path / "grid.npz")
-    assert FilterGrid.load(tmp_path / "grid.npz", net(), x).found.hashes == grid.found.hashes
+    assert FilterGrid.load(tmp_path / "grid.npz", net(), x).found.checksums == grid.found.checksums
     x[max(used)] = x[max(used)].flip(-1)
     with pytest.raises(InvalidInput, match=f"image {max(used)} is not the image that was mined"):
         list(grid["1"].maps())

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -103,9 +104,19 @@ def hash_of(*items: object) -> str:
     digest = hashlib.sha256()
     for item in items:
         if isinstance(item, Tensor):
-            plain = item.detach().cpu().contiguous()
-            digest.update(f"{tuple(plain.shape)} {plain.dtype}".encode())
-            digest.update(plain.view(-1).view(torch.uint8).numpy().data)
+            for part in _bytes(item):
+                digest.update(part)
         else:
             digest.update(f"{item}\0".encode(errors="surrogateescape"))  # a file's name may be no UTF-8
     return digest.hexdigest()
+
+
+def checksum(tensor: Tensor) -> int:
+    """CRC-32 of a tensor's shape, dtype and content: some times faster than its hash."""
+    kind, content = _bytes(tensor)
+    return zlib.crc32(content, zlib.crc32(kind))
+
+
+def _bytes(tensor: Tensor) -> tuple[bytes, memoryview]:
+    plain = tensor.detach().cpu().contiguous()
+    return f"{tuple(plain.shape)} {plain.dtype}".encode(), plain.view(-1).view(torch.uint8).numpy().data

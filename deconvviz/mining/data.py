@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 
+from deconvviz.capture import left_as_found
 from deconvviz.errors import InvalidInput
 from deconvviz.mining.archive import hash_of, without_addresses
 from deconvviz.mining.folder import PictureFolder, glimpse
@@ -118,13 +119,15 @@ class Images:
             facts = [type(source).__name__, len(source) if isinstance(source, Sized) else None]
         names = "\n".join(f"{self.name(i)} {glimpse(path)}" for i, path in enumerate(self.files or ()))
         transform = getattr(source, "transform", None) or self.transform
+        with left_as_found(nn.Identity()):  # what a data set draws at random is not for the caller to miss
+            probe = self._probe()
         chosen = "" if self.order == range(len(self.order)) else ",".join(map(str, self.order))
         return {
             "kind": facts,
             "limit": self.limit,
             "transform": without_addresses(repr(transform)),
             "items": hash_of(names + chosen),
-            "images": self._probe(),
+            "images": probe,
         }
 
     def _probe(self) -> str:

@@ -31,11 +31,15 @@ class Found:
     """What of the data it has seen."""
     broken: Mapping[int, str]
     """Number of each image that could not be read, and why."""
-    hashes: Mapping[int, str]
+    checksums: Mapping[int, int]
     """Of each image that has a unit, and of some that had one, by number."""
 
     def taking(
-        self, layers: tuple[Strongest, ...], taken: int, broken: Mapping[int, str], hashes: Mapping[int, str]
+        self,
+        layers: tuple[Strongest, ...],
+        taken: int,
+        broken: Mapping[int, str],
+        checksums: Mapping[int, int],
     ) -> Found:
         """With ``taken`` more images of its share, which left the layers in these states."""
         (first, step, count) = self.shares[0]
@@ -44,14 +48,14 @@ class Found:
             layers=layers,
             shares=((first, step, count + taken),),
             broken={**self.broken, **broken},
-            hashes={**self.hashes, **hashes},
+            checksums={**self.checksums, **checksums},
         )
-        return more._pruned() if len(more.hashes) > 2 * sum(s.images.numel() for s in layers) else more
+        return more._pruned() if len(more.checksums) > 2 * sum(s.images.numel() for s in layers) else more
 
     def _pruned(self) -> Found:
-        """Without the hashes of images that have no unit any more."""
+        """Without the checksums of images that have no unit any more."""
         used = {number for layer in self.layers for number in layer.images.unique().tolist()}
-        return replace(self, hashes={n: text for n, text in sorted(self.hashes.items()) if n in used})
+        return replace(self, checksums={n: crc for n, crc in sorted(self.checksums.items()) if n in used})
 
     def merged(self, other: Found) -> Found:
         """Of two shares of one data set: that of both, to the same bits in any order.
@@ -70,7 +74,7 @@ class Found:
             tuple(a.merged(b) for a, b in zip(self.layers, other.layers, strict=True)),
             tuple(sorted(self.shares + other.shares)),
             dict(sorted({**self.broken, **other.broken}.items())),
-            {**self.hashes, **other.hashes},
+            {**self.checksums, **other.checksums},
         )._pruned()
 
     def to(self, device: torch.device | str) -> Found:
@@ -87,7 +91,7 @@ class Found:
             "about": self.about,
             "shares": self.shares,
             "broken": sorted(self.broken.items()),
-            "hashes": list(self._pruned().hashes.items()),
+            "checksums": list(self._pruned().checksums.items()),
         }
         arrays = {
             f"{i}.{name}": array
@@ -124,8 +128,10 @@ class Found:
                 states[int(i)][field] = array
             layers = tuple(Strongest.from_arrays(state, device) for state in states)
             shares = tuple((int(a), int(b), int(c)) for a, b, c in header["shares"])
-            texts = ({int(n): str(text) for n, text in header[name]} for name in ("broken", "hashes"))
-            return cls(header["about"], layers, shares, *texts)
+            broken = {int(n): str(why) for n, why in header["broken"]}
+            return cls(
+                header["about"], layers, shares, broken, {int(n): int(c) for n, c in header["checksums"]}
+            )
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path} is not a file of FilterGrid: delete it to start afresh") from error
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from deconvviz.capture.reading import LayerCall, reading
 from deconvviz.errors import CheckpointError, InvalidInput
 from deconvviz.memory import out_of_memory
-from deconvviz.mining.archive import hash_of
+from deconvviz.mining.archive import checksum
 from deconvviz.mining.data import Batch
 from deconvviz.mining.found import Found
 from deconvviz.mining.strongest import Strongest
@@ -70,11 +70,11 @@ class Miner:
         self.take(numbers[:half], images[:half])
         self.take(numbers[half:], images[half:])
 
-    def hashes(self, numbers: Tensor, images: Tensor) -> dict[int, str]:
+    def checksums(self, numbers: Tensor, images: Tensor) -> dict[int, int]:
         """Of those images just taken that have a unit: few, after the first."""
         there = numbers.to(self._like.device)
         kept = torch.stack([torch.isin(there, state.images) for state in self.states]).any(0).tolist()
-        return {n: hash_of(images[i]) for i, n in enumerate(numbers.tolist()) if kept[i]}
+        return {n: checksum(images[i]) for i, n in enumerate(numbers.tolist()) if kept[i]}
 
 
 @contextlib.contextmanager
@@ -116,11 +116,11 @@ def mine(
     saved = time.monotonic()
     try:
         for batch in batches:
-            hashes: dict[int, str] = {}
+            checksums: dict[int, int] = {}
             if batch.images is not None:
                 miner.take(batch.numbers, batch.images)
-                hashes = miner.hashes(batch.numbers, batch.images)
-            found = found.taking(miner.states, batch.taken, dict(batch.broken), hashes)
+                checksums = miner.checksums(batch.numbers, batch.images)
+            found = found.taking(miner.states, batch.taken, dict(batch.broken), checksums)
             tell(batch.taken)
             if path is not None and time.monotonic() - saved > every:
                 _try_to_save(found, path)
