@@ -72,7 +72,8 @@ class LayerDiagnosis:
     def _of_filters(self) -> Iterator[str]:
         seen = f" or never fire on the {self.images} images given" if self.images else ""
         remedies = {
-            "dead": f"have no weights to speak of{seen}: prune them, or train with a lower rate and clip_filter_rms",
+            "dead": f"have no weights to speak of{seen}: prune them (what a positive bias gives is a constant, for the "
+            "next layer's bias), or train with a lower rate and clip_filter_rms",
             "grey": "pass only an average over their window: they cost as much as an edge detector and tell less",
             "saturated": f"are on everywhere in the {self.images} images given: their rectifier does nothing; look at "
             "the bias",

@@ -8,7 +8,7 @@ a threshold, for every ``nn.Conv2d``. With W the kernel (I, kh, kw) of one filte
 dead            RMS(W) <= 0.05 x the layer's 90% quantile (the paper's black squares), or, on the data, never
                 positive after its batch norm and before its rectifier
 grey            Σ_c kh·kw·mean(W_c)² >= 0.95 Σ W²: constant over the window, so it passes an average only
-saturated       on the data, positive at 99.9% of the cells or more: the rectifier does nothing
+saturated       not dead, and on the data positive at 99.9% of the cells or more: the rectifier does nothing
 duplicate       cosine with another filter of the same input maps >= 0.99 (kernels of 9 weights or more)
 high-frequency  the energy of waves shorter than 3 pixels >= 0.95 of the kernel's: a checkerboard, not an edge
 ==============  ==============================================================================================
@@ -37,6 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from deconvviz.capture import require_module, watch
+from deconvviz.capture.reading import evaluating
 from deconvviz.diagnosis_result import FLAGS, Diagnosis, Filter, LayerDiagnosis
 from deconvviz.errors import InvalidInput
 from deconvviz.inputs import input_tensors
@@ -56,7 +57,7 @@ def diagnose(model: nn.Module, data: Tensor | Iterable[Any] | None = None) -> Di
     """Look for what is wrong with the filters of every ``nn.Conv2d``.
 
     Args:
-        model: any module; it is left as it was found.
+        model: any module; it runs in eval mode, and is left as it was found.
         data: images (N, C, H, W), normalised as the model was trained, or an iterable of such batches, or of tuples
             that start with one (a ``DataLoader``); without it only the weights are judged.
 
@@ -126,7 +127,7 @@ def _layer(name: str, module: nn.Conv2d, fires: Tensor | None, images: int) -> L
         found = {
             "dead": not alive or on == 0,
             "grey": flat is not None and flat >= GREY,
-            "saturated": on is not None and on >= SATURATED,
+            "saturated": alive and on is not None and on >= SATURATED,
             "duplicate": similar is not None and similar >= DUPLICATE and weights[i].numel() >= 9,
             "high-frequency": high is not None and high >= HIGH_FREQUENCY,
         }
@@ -157,7 +158,8 @@ def _fires(
     for batch in _batches(data):
         inputs = input_tensors(batch, model)
         images += len(inputs[0])
-        tape, _ = watch(model, inputs)
+        with evaluating(model):
+            tape, _ = watch(model, inputs)
         places = {response: name for response, name in _responses(tape) if name in convolutions}
         for value, response in tape.replay_all(list(places)).items():
             name = places[value]

@@ -43,7 +43,7 @@ from deconvviz.errors import CheckpointError, InvalidInput, NoForwardPass
 from deconvviz.evolution_result import Evolution, Look
 from deconvviz.filter_grid import FilterGrid
 from deconvviz.geometry import Axis
-from deconvviz.mining.archive import hash_of, model_fingerprint
+from deconvviz.mining.archive import hash_of, model_fingerprint, structure
 from deconvviz.mining.data import Images
 from deconvviz.mining.found import require_same
 from deconvviz.mining.shares import own_share
@@ -65,8 +65,8 @@ class FeatureEvolution:
     Args:
         layers: dotted names or calls such as ``"layer1.0.relu#2"``, one or several.
         fmaps: the feature maps of every layer, or a mapping from each layer to its own; ``None`` for all.
-        data, transform, limit: the images, see :class:`~deconvviz.mining.data.Images`; their numbers must stay the
-            same from epoch to epoch, and so should the images: no random crops.
+        data, transform, limit: the images, see :class:`~deconvviz.mining.data.Images`; their numbers and
+            the images must stay the same from epoch to epoch: no random crops.
         epochs: at which to look; other calls return at once. Epochs count from 1; 0 can be the untrained start.
         file: where the looks are kept, whole after each; if it exists, they go on from there.
         run: what sets the training apart (its seed and settings): a file of another run is refused, which is not
@@ -183,7 +183,11 @@ class FeatureEvolution:
             return
         grid = FilterGrid(model, self.layers, 1, **self._rules)
         with left_as_found(model):
-            grid.fit(**self._data, share=(0, 1), progress=False)
+            try:
+                grid.fit(**self._data, share=(0, 1), progress=False)
+            except InvalidInput:
+                if grid._found is None:  # else all gave NaN: the look has no unit, and training goes on
+                    raise
             maps = {layer: tuple(grid[layer].maps(self.fmaps[layer])) for layer in self.layers}
         frames = {layer: list(map(_frame, grid[layer].place.field.axes)) for layer in self.layers}
         about |= {"frames": frames, "channels": grid.found.about["image"][0]}
@@ -254,6 +258,6 @@ def _frame(axis: Axis) -> list[int]:
 
 
 def _shape_of(model: nn.Module) -> str:
-    """What stays the same in training: the class, and the names and shapes of the weights."""
+    """What stays the same in training: the layers, and the names and shapes of the weights."""
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    return hash_of(type(model).__name__, shapes)
+    return hash_of(structure(model), shapes)

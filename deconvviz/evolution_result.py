@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from torch import Tensor
 
 from deconvviz.errors import CheckpointError, FeatureMapOutOfRange, InvalidInput, UnknownLayer
-from deconvviz.feature_map import FeatureMap, fitted
+from deconvviz.feature_map import GREY, FeatureMap, fitted
 from deconvviz.images import IMAGENET_MEAN, IMAGENET_STD, displayable, to_pixels
 from deconvviz.mining.archive import load_archive, save_archive
 from deconvviz.plotting.evolution import Strip, evolution_strips
@@ -106,7 +108,7 @@ class Evolution:
         NaN where both are.
         """
         pictures = torch.stack([
-            torch.stack([self._framed(found, "projections").double().flatten() for found in self._of(look, layer)])
+            torch.stack([self._projection(found).double().flatten() for found in self._of(look, layer)])
             for look in self.looks
         ])  # fmt: skip
         lengths = pictures.norm(dim=2)
@@ -136,7 +138,7 @@ class Evolution:
         Args:
             maps: how many of each layer's maps, the first ones.
             patches: what was projected below each projection.
-            mean, std: those that the images were normalised with.
+            mean, std: those that the images were normalised with, see :func:`~deconvviz.images.to_pixels`.
 
         Raises:
             InvalidInput: ``maps`` is below 1, or the images are no pictures.
@@ -149,14 +151,11 @@ class Evolution:
             rows, labels, framed = [], [], []
             for m, number in enumerate(numbers):
                 history = self.history(layer, number)
-                rows.append(
-                    [fitted(displayable(self._framed(found, "projections")), CELL) for found in history]
-                )
+                rows.append([fitted(displayable(self._projection(found)), CELL) for found in history])
                 labels.append(str(number))
                 framed.append(jumps[:, m].tolist())
                 if patches:
-                    parts = [self._framed(found, "patches", mean, std) for found in history]
-                    rows.append([fitted(to_pixels(part, mean, std), CELL) for part in parts])
+                    rows.append([fitted(self._patch(found, mean, std), CELL) for found in history])
                     labels.append("")
                     framed.append([False] * len(history))
             when = f"settled at epoch {settled}" if settled is not None else "not settled"
@@ -219,29 +218,34 @@ class Evolution:
             raise UnknownLayer(f"layer {layer!r} was not looked at; expected one of {self.layers}")
         return look.maps[layer]
 
-    def _framed(
-        self, found: FeatureMap, kind: str, mean: Sequence[float] = (), std: Sequence[float] = ()
-    ) -> Tensor:
-        """A picture of the unit (C, *size), in the frame of what units of its layer see: all of one size.
+    def _projection(self, found: FeatureMap) -> Tensor:
+        """The unit's projection (C, *size) in the frame of what units of its layer see: all of one size.
 
-        Where that reaches over the image's border it is zero, or mid-grey for a patch normalised by ``mean``, ``std``.
+        Where that reaches over the image's border it is zero.
         """
-        frame = self.about["frames"][found.layer]
-        pictures = getattr(found, kind)
-        framed = torch.zeros(self.about["channels"], *(size for _, _, size in frame), device="cpu")
-        if mean:
-            framed += ((0.5 - torch.tensor(mean, device="cpu")) / torch.tensor(std, device="cpu")).view(
-                -1, *[1] * len(frame)
-            )
-        if pictures:
-            position = found.positions[0] or (0,) * len(frame)
-            starts = [box[0] - offset - jump * i
-                      for box, (offset, jump, _), i in zip(found.boxes[0], frame, position, strict=True)]  # fmt: skip
-            lengths = pictures[0].shape[1:]
-            pairs = zip(starts, lengths, strict=True)
-            where = slice(None), *(slice(start, start + length) for start, length in pairs)
-            framed[where] = pictures[0]
+        sizes = (size for _, _, size in self.about["frames"][found.layer])
+        framed = torch.zeros(self.about["channels"], *sizes, device="cpu")
+        if found.projections:
+            where = slice(None), *self._where(found)
+            framed[where] = found.projections[0]
         return framed
+
+    def _patch(self, found: FeatureMap, mean: Sequence[float], std: Sequence[float]) -> NDArray[np.uint8]:
+        """The unit's patch as pixels (h, w, 3) in the same frame; mid-grey over the border."""
+        sizes = (size for _, _, size in self.about["frames"][found.layer])
+        framed = np.full((*sizes, 3), GREY, np.uint8)
+        if found.patches and found.patches[0].numel():
+            framed[self._where(found)] = to_pixels(found.patches[0], mean, std)
+        return framed
+
+    def _where(self, found: FeatureMap) -> tuple[slice, ...]:
+        """The place of the unit's box in the frame."""
+        frame = self.about["frames"][found.layer]
+        position = found.positions[0] or (0,) * len(frame)
+        starts = [box[0] - offset - jump * i
+                  for box, (offset, jump, _), i in zip(found.boxes[0], frame, position, strict=True)]  # fmt: skip
+        lengths = (end - first for first, end in found.boxes[0])
+        return tuple(slice(start, start + length) for start, length in zip(starts, lengths, strict=True))
 
 
 def _plain(found: FeatureMap) -> FeatureMap:

@@ -110,8 +110,8 @@ class FilterGrid(Attribution):
         Args:
             data, transform, limit: see :class:`~deconvviz.mining.data.Images`.
             batch_size, workers: by default the loader's, if ``data`` is one, else 32 and 0.
-            checkpoint: a file that is written now and then, and at the end; if it exists, the pass goes on from
-                there, to the bits of a pass that was never interrupted.
+            checkpoint: a file that is written now and then, when the pass is broken off, and at the end; if it
+                exists, the pass goes on from there, to the bits of a pass that was never interrupted.
             every: seconds between checkpoints.
             share: ``(i, n)``: only every n-th image from the i-th, to be merged. In an initialised
                 ``torch.distributed`` group each process takes its own by itself, and all get the whole result.
@@ -120,9 +120,10 @@ class FilterGrid(Attribution):
             progress: show a bar with the rate and what is left.
 
         Raises:
-            InvalidInput: ``data`` is none of these, or no image of it could be used.
-            CheckpointError: the checkpoint is damaged, of another model, layers or data, or can't be written at
-                the end.
+            InvalidInput: ``data`` is none of these, its images are of several shapes or others each time, or none
+                could be used.
+            CheckpointError: the checkpoint is damaged, of another model, layers or data, or can't be written: at
+                the start, or at the end, when what was found can still be used and saved elsewhere.
             LayerNotRun, AmbiguousLayer: as their names say.
         """
         images = Images(data, transform, limit)
@@ -139,7 +140,7 @@ class FilterGrid(Attribution):
             path = None if checkpoint is None else of_share(Path(checkpoint), rank, world)
             found = self._start(path, about, (rank, world))
             done, total = found.shares[0][2], len(range(rank, len(images), world)) or None
-            batches = images.batches(batch_size, workers, (rank, world), done)
+            batches = images.batches(sample.shape, batch_size, workers, (rank, world), done)
             with (
                 mining(
                     self.model, self._calls(), found.layers, self._like(), autocast, channels_last
@@ -147,11 +148,14 @@ class FilterGrid(Attribution):
                 tqdm(total=total, initial=done, unit="image", disable=not progress) as bar,
             ):
                 found = mine(miner, batches, found, path, every, bar.update)
-        if world > 1 and share is None:
-            found = joined(found, self._like().device)
-        if not any(layer.seen for layer in found.layers):
-            raise InvalidInput(f"no image could be used: {next(iter(found.broken.values()), 'all are NaN')}")
         self._found, self._images = found, images
+        if path is not None:
+            found.save(path)
+        if world > 1 and share is None:
+            self._found = found = joined(found, self._like().device)
+        if not any(layer.seen for layer in found.layers):
+            fewer = f"share {(rank, world)} has none, give fewer shares than images"
+            raise InvalidInput(f"no image could be used: {next(iter(self.left_out.values()), fewer)}")
         return self
 
     def _start(self, path: Path | None, about: dict[str, Any], share: tuple[int, int]) -> Found:
@@ -160,7 +164,7 @@ class FilterGrid(Attribution):
         if path is not None and path.exists():
             return Found.resumed(path, about, share, device)
         layers = (Strongest.empty(p.maps, len(p.space), self.k, device) for p in self._places)
-        return Found(about, tuple(layers), ((*share, 0),), {})
+        return Found(about, tuple(layers), ((*share, 0),), {}, {})
 
     def _about(self, images: Images, sample: Tensor) -> dict[str, Any]:
         return {
@@ -226,7 +230,8 @@ class FilterGrid(Attribution):
         name, number = locate(self.model, layer)
         for place, strongest in zip(self._places, found.layers, strict=True):
             if place.call[0] == name and number in (None, place.call[1]):
-                return GridLayer(place, strongest, self._images, self.model, self.overlap, self.gradient)
+                images, checksums = self._images, found.checksums
+                return GridLayer(place, strongest, images, checksums, self.model, self.overlap, self.gradient)
         raise UnknownLayer(f"the grid has no layer {layer!r}; it has {', '.join(map(repr, self.layers))}")
 
     def __iter__(self) -> Iterator[GridLayer]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from torch import distributed
 
 from deconvviz.commands import load, say
+from deconvviz.errors import InvalidInput
 from deconvviz.explorer import Sizes
 from deconvviz.filter_grid import FilterGrid
 from deconvviz.model_zoo import LoadedModel
@@ -54,6 +55,11 @@ def explore(arguments: argparse.Namespace) -> int:
 
 
 def _mined(arguments: argparse.Namespace) -> tuple[LoadedModel, FilterGrid]:
+    if Path(arguments.out).resolve().is_relative_to(Path(arguments.folder).resolve()):
+        raise InvalidInput(
+            f"--out {arguments.out} is inside {arguments.folder}, where its figures would be taken for photographs by "
+            "the next run; expected a folder beside it"
+        )
     loaded = load(arguments)
     found = FilterGrid(
         loaded.model, arguments.layers, arguments.k, on_unsupported=arguments.on_unsupported

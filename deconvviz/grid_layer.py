@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple
@@ -19,7 +20,8 @@ from deconvviz.feature_map import Box, FeatureMap
 from deconvviz.geometry import Axis, ReceptiveField, receptive_field
 from deconvviz.images import IMAGENET_MEAN, IMAGENET_STD
 from deconvviz.layers import address, find_call
-from deconvviz.mining.data import Images
+from deconvviz.mining.archive import checksum
+from deconvviz.mining.data import Images, require_count
 from deconvviz.mining.strongest import NOBODY, Strongest
 from deconvviz.plotting.feature_maps import feature_maps
 from deconvviz.unit_projection import Unit, crop_of, project_units
@@ -110,6 +112,8 @@ class GridLayer(Sequence[FeatureMap]):
     place: LayerPlace
     strongest: Strongest
     images: Images | None
+    checksums: Mapping[int, int]
+    """Of the images that have a unit, as they were mined."""
     model: nn.Module
     overlap: str
     gradient: bool
@@ -156,10 +160,11 @@ class GridLayer(Sequence[FeatureMap]):
         Args:
             fmaps: which maps; all by default.
             random: draw so many of them at random with ``seed``, of the living ones, as the paper's figure.
-            mean, std: those that the images were normalised with.
+            mean, std: those that the images were normalised with, see :func:`~deconvviz.images.to_pixels`.
         """
         chosen = self.chosen(fmaps)
         if random is not None:
+            require_count("random", random)
             dead = set(self.dead)
             living = [fmap for fmap in chosen if fmap not in dead]
             chosen = sorted(Random(seed).sample(living, min(random, len(living))))
@@ -174,7 +179,7 @@ class GridLayer(Sequence[FeatureMap]):
 
         Raises:
             NoForwardPass: the grid was loaded without its data.
-            InvalidInput: an image can't be read again.
+            InvalidInput: an image can't be read again, or is not the one that was mined.
             UnsupportedOperation: the way to the pixels passes an operation without a rule.
         """
         if self.images is None:
@@ -185,6 +190,11 @@ class GridLayer(Sequence[FeatureMap]):
                 by_image.setdefault(number, []).append((fmap, rank))
         block: list[tuple[int, Unit]] = []
         for number, image in self.images.images(by_image):
+            if checksum(image) != self.checksums.get(number):
+                raise InvalidInput(
+                    f"{self.images.name(number)} is not the image that was mined: the data set gives another one each "
+                    "time it is asked, or has changed; expected the same: leave out random crops and flips, fit again"
+                )
             block += [(rank, Unit(image, fmap, self.position(fmap, rank))) for fmap, rank in by_image[number]]
             if len(block) >= UNITS_AT_ONCE:
                 yield from self._shown(block, control)
@@ -224,7 +234,12 @@ class GridLayer(Sequence[FeatureMap]):
     def chosen(self, fmaps: Sequence[int] | None) -> list[int]:
         """Maps by number, from the end if negative; all for ``None``."""
         count = self.place.maps
-        wanted = range(count) if fmaps is None else fmaps
+        try:
+            wanted = list(range(count) if fmaps is None else map(operator.index, fmaps))
+        except TypeError as error:
+            raise InvalidInput(
+                f"fmaps is {fmaps!r}; expected numbers of maps: layer[3] is one, layer.maps(range(1, 3)) several"
+            ) from error
         if wrong := [fmap for fmap in wanted if not -count <= fmap < count]:
             raise FeatureMapOutOfRange(f"map {wrong[0]} of layer {self.name!r}: expected 0 to {count - 1}")
         return [fmap % count for fmap in wanted]

@@ -169,12 +169,20 @@ def to_input(
 def to_pixels(
     inputs: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
 ) -> NDArray[np.uint8]:
-    """Undo the normalisation of :func:`to_input`: a (3, H, W) tensor becomes pixels, clipped to 0..255."""
+    """Undo the normalisation of :func:`to_input`: a (3, H, W) tensor becomes pixels, clipped to 0..255.
+
+    One channel (1, H, W) becomes grey by a mean and deviation of its own, one number each; without (ImageNet's are of
+    three) it is stretched from its least value, black, to its greatest, white.
+    """
     values = _finite(inputs, "inputs")
-    if len(values) != 3:
-        raise InvalidInput(f"inputs has {len(values)} channels, expected 3: select or repeat channels.")
+    if len(values) not in (1, 3):
+        raise InvalidInput(f"inputs has {len(values)} channels, expected 3, or 1: select or repeat channels.")
+    if len(values) < len(mean):
+        low, high = values.min(), values.max()
+        mean, std = (0.5,), (1.0,)
+        values = (values - (low + high) / 2) / ((high - low) or 1.0)
     unit = values.transpose(1, 2, 0) * np.asarray(std) + np.asarray(mean)
-    return np.rint(255 * unit.clip(0, 1)).astype(np.uint8)
+    return np.rint(255 * unit.clip(0, 1)).astype(np.uint8).repeat(3 // len(values), axis=2)
 
 
 def display_scale(projection: Tensor, percentile: float = 99.5) -> float:

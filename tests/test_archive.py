@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pickle
@@ -9,10 +10,14 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
+from torchvision.transforms import ToTensor
 
+from deconvviz import FilterGrid
 from deconvviz.errors import CheckpointError
-from deconvviz.mining.archive import load_archive, model_fingerprint, save_archive
+from deconvviz.evolution_result import Evolution
+from deconvviz.mining.archive import hash_of, load_archive, model_fingerprint, save_archive
 
 ARRAYS = {"a": np.arange(5000, dtype=np.float32).reshape(50, 100), "b": np.array([2**62], np.int64)}
 
@@ -43,6 +48,41 @@ def test_a_truncated_or_altered_file_is_refused(tmp_path):
         except CheckpointError:
             continue
         assert all((arrays[name] == array).all() for name, array in ARRAYS.items())
+
+
+def test_whatever_is_altered_is_refused_with_a_typed_error(tmp_path):
+    path = tmp_path / "grid.npz"
+    save_archive(path, {"about": {"layers": []}}, {"a": np.arange(9)})
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        for bit in (0, 3, 6):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+            with contextlib.suppress(CheckpointError):
+                load_archive(path)
+
+
+def test_a_damaged_file_is_not_called_another_classs(tmp_path):
+    (tmp_path / "watched.npz").write_bytes(b"hello")
+    with pytest.raises(CheckpointError, match="damaged or no file of deconvviz"):
+        Evolution.load(tmp_path / "watched.npz")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
+def test_file_names_that_are_no_utf_8(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    names = [os.fsdecode(name) for name in (b"caf\xe9.png", b"caf\xe8.png")]
+    for name in names:
+        try:
+            Image.new("RGB", (12, 12)).save(folder / name)
+        except OSError:
+            pytest.skip("the file system has no such names")
+    model = nn.Sequential(nn.Conv2d(3, 2, 3))
+    grid = FilterGrid(model, "0").fit(
+        folder, transform=ToTensor(), checkpoint=tmp_path / "grid.npz", progress=False
+    )
+    assert set(grid["0"][0].names) == set(names)
+    assert hash_of(names[0]) != hash_of(names[1])
 
 
 def test_pickles_and_other_files_are_refused(tmp_path):

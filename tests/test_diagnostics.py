@@ -125,6 +125,22 @@ def test_batch_norm_counts_and_a_linear_output_cannot_be_dead(images) -> None:
     assert all(f.fires is None for f in diagnosis["3"].filters)
 
 
+def test_a_bias_without_weights_is_dead_and_not_saturated(images) -> None:
+    model = clean()
+    with torch.no_grad():
+        model[0].weight[2], model[0].bias[2] = 0, 1
+    diagnosis = diagnose(model, images)
+    assert diagnosis["0"].filters[2].flags == ("dead",) and diagnosis["0"].filters[2].fires == 1
+    (advice,) = diagnosis["0"].advice
+    assert "1 of 12 filters (2) have no weights to speak of" in advice and "next layer's bias" in advice
+
+
+def test_the_data_is_seen_in_eval_mode(images) -> None:
+    model = nn.Sequential(nn.Dropout(), nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
+    expected = [f.fires for f in diagnose(model, images)["1"].filters]
+    assert [f.fires for f in diagnose(model.train(), images)["1"].filters] == expected and model[2].training
+
+
 def test_batches_of_a_loader_count_as_one_tensor(images) -> None:
     model = clean()
     loader = [(batch, torch.zeros(len(batch))) for batch in images.split(7)]

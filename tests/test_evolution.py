@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from deconvviz import Deconvnet, evolution
 from deconvviz.errors import (
@@ -219,6 +220,19 @@ def test_dead_maps_and_maps_without_a_unit():
     result.figure(patches=True)
 
 
+def test_a_training_that_diverges_goes_on_without_units(tmp_path):
+    model, seen = net(), FeatureEvolution("1", [0, 2], images(), (1, 2), file=tmp_path / "e.npz")
+    seen(model, 1)
+    nn.init.constant_(model[0].weight, math.nan)
+    seen(model, 2)
+    assert seen.result.epochs == (1, 2) and seen.result.values("1")[1].isnan().all()
+    assert all(not found.values for found in seen.result.looks[1].maps["1"])
+    assert seen.result.images("1")[1].tolist() == [-1, -1] and seen.result.settled("1") is None
+    seen.figure(patches=True).draw_without_rendering()
+    assert same(Evolution.load(tmp_path / "e.npz"), seen.result)
+    assert "1" in str(seen.result)
+
+
 # ── interrupted, resumed, refused ────────────────────────────────────────────────────────────────────────────
 
 
@@ -271,11 +285,21 @@ def test_a_file_of_something_else_is_refused(other, word, tmp_path):
     before = file.read_bytes()
     with pytest.raises(CheckpointError, match=f"is of another {word}"):
         FeatureEvolution(**{"layers": LAYERS, "fmaps": FMAPS, "data": images(), "file": file} | other)
-    wider = net()
-    wider[10] = nn.Linear(5, 9)
-    with pytest.raises(CheckpointError, match="is of another model"):
-        watch(file)(wider, 2)
+    wider, leaky = net(), net()
+    wider[10], leaky[1] = nn.Linear(5, 9), nn.LeakyReLU()
+    for model in (wider, leaky):
+        with pytest.raises(CheckpointError, match="is of another model"):
+            watch(file)(model, 2)
     assert file.read_bytes() == before
+
+
+def test_a_data_set_of_the_same_kind_and_size_is_told_apart(tmp_path):
+    file = tmp_path / "e.npz"
+    options = {"epochs": (1,), "file": file}
+    FeatureEvolution("1", [0], TensorDataset(images()), **options)(net(), 1)
+    FeatureEvolution("1", [0], TensorDataset(images()), **options)
+    with pytest.raises(CheckpointError, match="is of another data: images"):
+        FeatureEvolution("1", [0], TensorDataset(images(seed=1)), **options)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "text", "a grid's"])
@@ -414,6 +438,9 @@ def test_errors_say_what_to_do(tmp_path):
         watch(on_unsupported="nix")
     with pytest.raises(NoForwardPass, match="call it after one of the epochs"):
         watch().figure()
+    sizes = [torch.randn(3, 20, 20), torch.randn(3, 24, 20)]
+    with pytest.raises(InvalidInput, match="image 1 has shape"):
+        FeatureEvolution("1", [0], sizes, batch_size=1)(net(), 1)
     with pytest.raises(UnknownLayer):
         FeatureEvolution("nix", [0], images())(net(), 1)
     with pytest.raises(FeatureMapOutOfRange):
@@ -447,3 +474,11 @@ def test_the_figure_frames_the_jumps(patches, tmp_path):
         assert names == [str(fmap) for fmap in fmaps[:2]]
     save_figure(figure, tmp_path / "f.png")
     assert len(np.unique(np.asarray(Image.open(tmp_path / "f.png").convert("L")))) > 50
+
+
+def test_patches_of_grey_images_are_drawn():
+    torch.manual_seed(0)
+    seen = FeatureEvolution("1", [0, 1], images(8, 28)[:, :1], (1,))
+    seen(nn.Sequential(nn.Conv2d(1, 4, 5, padding=2), nn.ReLU()), 1)
+    shown = [picture.get_array() for picture in seen.figure(patches=True).axes[0].images]
+    assert all((picture[..., 0] == picture[..., 1]).all() and picture.std() > 20 for picture in shown)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
 import warnings
 
 import numpy as np
@@ -12,7 +14,14 @@ from conftest import build
 from PIL import Image
 from test_strongest import brute_force, same_bits, units
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import ToTensor
 
@@ -27,6 +36,9 @@ from deconvviz.errors import (
     UnknownLayer,
 )
 from deconvviz.mining import passes
+from deconvviz.mining.archive import structure
+from deconvviz.mining.data import PROBES, Images
+from deconvviz.mining.found import Found, require_same
 
 
 def net(seed=0):
@@ -150,6 +162,18 @@ def test_figures_of_chosen_random_and_all_maps():
     assert titles(layer.figure(random=2, seed=1)) == titles(layer.figure(random=2, seed=1))
 
 
+def test_grey_images_are_shown(tmp_path):
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
+    x = images()[:, :1]
+    grid = fit(x, ["1"], model, k=4)
+    grid["1"].figure(mean=[0.1], std=[0.3]).draw_without_rendering()
+    found = grid["1"][0]
+    patches = found.image(cell=30)[:, 62:]
+    darkest, brightest = patches.min(), patches.max()
+    assert (darkest, brightest) == (0, 255) and (patches[..., 0] == patches[..., 2]).all()
+    assert grid.explore(tmp_path, control=False).exists()
+
+
 def test_filters_are_drawn_at_one_scale_or_each_at_its_own():
     model = net()
     with torch.no_grad():
@@ -211,6 +235,20 @@ def test_errors_say_what_to_do():
         fit(images())["0"]
     with pytest.raises(FeatureMapOutOfRange, match="0 to 7"):
         fit(images())["4"][8]
+    layer = fit(images())["4"]
+    for wrong in (
+        lambda: layer.figure(3),
+        lambda: layer[1:3],
+        lambda: layer.figure([0.5]),
+        lambda: layer.figure("a"),
+    ):
+        with pytest.raises(InvalidInput, match=r"fmaps is .*; expected numbers of maps: layer\[3\] is one"):
+            wrong()
+    assert layer.chosen(np.array([1, -1])) == [1, 7]
+    with pytest.raises(InvalidInput, match="random is -1; expected a whole number, 1 or more"):
+        layer.figure(random=-1)
+    with pytest.raises(InvalidInput, match=r"share \(15, 20\) has none, give fewer shares"):
+        fit(images(12), share=(15, 20))
     relu = nn.ReLU()
     twice = nn.Sequential(nn.Conv2d(3, 4, 3), relu, nn.Conv2d(4, 5, 3), relu)
     with pytest.raises(AmbiguousLayer):
@@ -284,9 +322,13 @@ def test_every_kind_of_data_gives_the_same_bits(source):
 def test_a_loaders_choice_of_items_is_kept():
     x = images()
     chosen = [3, 25, 4, 11, 12]
-    grid = fit(DataLoader(Mapped(x), 2, sampler=SubsetRandomSampler(chosen)))
-    assert {n for fmap in grid["4"] for n in fmap.images} == set(chosen)
-    assert grid.found.layers[0].seen == 5
+    sampler = SubsetRandomSampler(chosen)
+    of_batches = BatchSampler(sampler, 2, drop_last=False)
+    for options in ({"batch_size": 2, "sampler": sampler}, {"batch_size": None, "sampler": sampler},
+                    {"batch_sampler": of_batches}, {"batch_sampler": [[3, 25], [4, 11, 12]]}):  # fmt: skip
+        grid = fit(DataLoader(Mapped(x), **options))
+        assert {n for fmap in grid["4"] for n in fmap.images} == set(chosen)
+        assert grid.found.layers[0].seen == 5
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -320,8 +362,9 @@ def test_a_data_sets_files_are_listed_once():
 def test_data_that_is_not_usable(folder):
     with pytest.raises(InvalidInput, match="not a folder"):
         fit(str(folder / "a" / "00.png"))
-    with pytest.raises(InvalidInput, match="different shapes"):
-        fit([torch.randn(3, 20, 20), torch.randn(3, 22, 20)])
+    for batch_size in (1, 2):
+        with pytest.raises(InvalidInput, match=r"image 1 has shape \(3, 22, 20\); expected \(3, 20, 20\)"):
+            fit([torch.randn(3, 20, 20), torch.randn(3, 22, 20)], batch_size=batch_size)
     with pytest.raises(InvalidInput, match="torch.uint8"):
         fit((images() * 9).to(torch.uint8))
     with pytest.raises(InvalidInput, match="only once"):
@@ -337,7 +380,7 @@ def test_data_that_is_not_usable(folder):
         fit(folder / "none")
 
 
-def test_limit_and_different_sizes_one_by_one():
+def test_a_limit():
     assert fit(images(), limit=7).found.layers[0].seen == 7
     assert fit(Stream(images()), limit=7).found.layers[0].seen == 7
 
@@ -394,13 +437,13 @@ class Dying(Mapped):
         return super().__getitem__(i)
 
 
-@pytest.mark.parametrize("at", [1, 13, 29])
+@pytest.mark.parametrize("at", [1, 13, 28])
 def test_an_interrupted_pass_goes_on_to_the_same_bits(tmp_path, at):
     data, path = Dying(images(), at), tmp_path / "grid.npz"
-    options = {"checkpoint": path, "every": 0, "batch_size": 4}
+    options = {"checkpoint": path, "every": 1e9, "batch_size": 4}
     with pytest.raises(KeyboardInterrupt):
         fit(data, **options)
-    assert path.exists() == (at >= 4)
+    assert Found.load(path).shares == ((0, 1, at // 4 * 4),)  # saved when it was broken off
     seen = []
     data.__class__ = type(
         "Counting", (Dying,), {"__getitem__": lambda self, i: (seen.append(i), Dying.__getitem__(self, i))[1]}
@@ -430,6 +473,125 @@ def test_a_checkpoint_of_something_else_is_refused_with_the_reason(tmp_path, wha
     with pytest.raises(CheckpointError, match=what):
         REFUSED[what](path)
     assert path.read_bytes() == before
+
+
+def other_layers(**settings):
+    model = net()
+    model[4] = nn.LeakyReLU() if not settings else model[4]
+    for name, value in settings.items():
+        model[3] = nn.Conv2d(6, 8, 3, **{name: value})
+    model.load_state_dict(net().state_dict())
+    return model.eval()
+
+
+@pytest.mark.parametrize("model", [other_layers(), other_layers(padding_mode="reflect")])
+def test_the_same_weights_in_other_layers_are_another_model(tmp_path, model):
+    path = tmp_path / "grid.npz"
+    fit(images(), checkpoint=path)
+    with pytest.raises(CheckpointError, match="is of another model"):
+        fit(images(), model=model, checkpoint=path)
+    with pytest.raises(CheckpointError, match="is of another model"):
+        FilterGrid.load(path, model)
+
+
+def test_a_dropout_rate_that_changes_in_training_is_no_other_model():
+    assert structure(nn.Sequential(nn.Dropout(0.1))) == structure(nn.Sequential(nn.Dropout(0.5)))
+    assert structure(nn.Sequential(nn.ReLU())) != structure(nn.Sequential(nn.ReLU6()))
+
+
+def test_a_data_set_of_the_same_kind_and_size_with_other_images_is_refused(tmp_path):
+    path, a = tmp_path / "grid.npz", images()
+    fit(TensorDataset(a), checkpoint=path)
+    last = a.clone()
+    last[-1] += 1
+    for other in (TensorDataset(images(seed=1)), TensorDataset(last)):
+        with pytest.raises(CheckpointError, match="is of another data: images .*random crops"):
+            fit(other, checkpoint=path)
+        with pytest.raises(CheckpointError, match="is of another data: images"):
+            FilterGrid.load(path, net(), other)
+
+
+def test_another_function_as_transform_is_refused(folder, tmp_path):
+    path = tmp_path / "grid.npz"
+    fit(folder, transform=lambda picture: ToTensor()(picture), checkpoint=path)
+    with pytest.raises(CheckpointError, match="is of another data: images"):
+        fit(folder, transform=lambda picture: 1 - ToTensor()(picture), checkpoint=path)
+
+
+def test_a_file_with_other_content_of_the_same_size_is_refused(folder, tmp_path):
+    path = tmp_path / "grid.npz"
+    fit(folder, transform=ToTensor(), checkpoint=path)
+    file = folder / "b" / "05.png"  # none of the images that are looked at
+    content, times = bytearray(file.read_bytes()), file.stat()
+    content[200] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(CheckpointError, match="is of another data: items"):
+        fit(folder, transform=ToTensor(), checkpoint=path)
+
+
+def test_telling_data_sets_apart_reads_few_images_and_is_the_same_in_a_copy(folder, tmp_path):
+    class Counting(Mapped):
+        asked = 0
+
+        def __getitem__(self, i):
+            self.asked += 1
+            torch.rand(1)  # without effect
+            return super().__getitem__(i)
+
+    data = Counting(images(500))
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    Images(data).describe()
+    assert torch.equal(torch.rand(3), expected)
+    assert data.asked <= 2 + PROBES
+    copied = tmp_path / "copy"
+    shutil.copytree(folder, copied, copy_function=shutil.copyfile)
+    assert Images(folder, ToTensor()).describe() == Images(copied, ToTensor()).describe()
+
+
+class Augmented(Mapped):
+    """Noise is added anew each time an image of number ``after`` or more is asked for."""
+
+    def __init__(self, x, after=0):
+        super().__init__(x)
+        self.after = after
+
+    def __getitem__(self, i):
+        return (self.x[i] + torch.randn(self.x[i].shape) if i >= self.after else self.x[i]), 0
+
+
+def test_data_that_is_augmented_at_random_is_refused_at_once():
+    with pytest.raises(InvalidInput, match="without random crops"):
+        fit(Augmented(images()))
+
+
+def test_an_image_that_is_not_the_one_that_was_mined_is_refused():
+    grid = fit(Augmented(images(), after=5))
+    with pytest.raises(
+        InvalidInput, match="image [0-9]+ is not the image that was mined.*leave out random crops"
+    ):
+        grid["4"][2]
+
+
+def test_a_checksum_is_kept_of_the_images_that_have_a_unit_only(tmp_path):
+    x = images(300, 12)
+    parts = [fit(x, ["1"], k=1, share=(i, 2), batch_size=4) for i in (0, 1)]
+    grid = parts[0].merge(parts[1])
+    used = {n for fmap in grid["1"] for n in fmap.images}
+    assert set(grid.found.checksums) == used and all(len(part.found.checksums) <= 12 for part in parts)
+    grid.save(tmp_path / "grid.npz")
+    assert FilterGrid.load(tmp_path / "grid.npz", net(), x).found.checksums == grid.found.checksums
+    x[max(used)] = x[max(used)].flip(-1)
+    with pytest.raises(InvalidInput, match=f"image {max(used)} is not the image that was mined"):
+        list(grid["1"].maps())
+
+
+def test_the_message_says_what_differs():
+    first, second = {"a": {"b": "x" * 100 + "here", "c": 1}}, {"a": {"b": "x" * 100 + "there", "c": 1}}
+    with pytest.raises(CheckpointError, match=r"another a: b \.{3}x{20}here; expected \.{3}x{20}there\."):
+        require_same(first, second, "it")
 
 
 def test_a_checkpoint_of_another_share_is_refused(tmp_path):
@@ -463,16 +625,36 @@ def test_save_and_load(tmp_path):
         FilterGrid.load(path, net(), images(seed=4))
 
 
-def test_a_full_disk_warns_during_the_pass_and_raises_at_its_end(tmp_path, monkeypatch):
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
+def full(*arguments):
+    raise OSError(28, "No space left on device")
 
+
+def test_a_full_disk_is_found_before_the_first_batch(tmp_path, monkeypatch):
     monkeypatch.setattr("os.fsync", full)
+    data = Dying(images(), 1)
+    with pytest.raises(CheckpointError, match="No space"):
+        fit(data, checkpoint=tmp_path / "grid.npz")
+    assert data.at == 1 and not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_up_warns_during_the_pass_and_leaves_what_was_found_at_its_end(
+    tmp_path, monkeypatch
+):
+    class Filling(Mapped):
+        def __getitem__(self, i):
+            if i == 1:
+                monkeypatch.setattr("os.fsync", full)
+            return super().__getitem__(i)
+
+    grid = FilterGrid(net(), ["1", "4"])
+    options = {"checkpoint": tmp_path / "grid.npz", "every": 0, "batch_size": 10, "progress": False}
     with warnings.catch_warnings(record=True) as caught, pytest.raises(CheckpointError, match="No space"):
         warnings.simplefilter("always")
-        fit(images(), checkpoint=tmp_path / "grid.npz", every=0, batch_size=10)
+        grid.fit(Filling(images()), **options)
     assert sum("no checkpoint this time" in str(w.message) for w in caught) == 3
-    assert not list(tmp_path.iterdir())
+    assert same(grid, fit(images(), batch_size=10)) and len(grid["4"][0].projections) == 9
+    monkeypatch.undo()
+    grid.save(tmp_path / "elsewhere.npz")
 
 
 @pytest.mark.parametrize("n", [2, 3, 7])

@@ -66,6 +66,10 @@ MISTAKES = {
     "other layers": (["explore", "photos", *OPTIONS[:-1], "--out", "page"], "is of another layers"),
     "no folder": (["grid", "nix", *OPTIONS, "--out", "o"], "nix is not a folder"),
     "no picture": (["grid", "empty", *OPTIONS, "--out", "o"], "holds no picture"),
+    "out among the pictures": (
+        ["grid", "photos", *OPTIONS, "--out", "photos/../photos/o"],
+        "is inside photos",
+    ),
     "unknown layer": (["grid", "photos", *OPTIONS[:-1], "9", "--out", "o"], "no layer '9'"),
     "map out of range": (["grid", "photos", *OPTIONS, "--out", "o", "--maps", "77"], "expected 0 to 3"),
     "no units": (["grid", "photos", *OPTIONS, "--out", "o", "--k", "0"], "'0'; expected 1 or more"),

@@ -374,7 +374,19 @@ def test_to_pixels_clips():
     ]
 
 
-@pytest.mark.parametrize("shape", [(1, 4, 4), (1, 3, 4, 4), (4, 4), (3, 0, 4)])
+def test_to_pixels_of_one_channel():
+    grey = torch.tensor([[[0.0, 0.5, 1.0, 2.0]]])
+    assert to_pixels(grey)[0].tolist() == [[0] * 3, [64] * 3, [128] * 3, [255] * 3]
+    assert to_pixels((grey - 0.25) / 0.5, [0.25], [0.5])[0].tolist() == [
+        [0] * 3,
+        [128] * 3,
+        [255] * 3,
+        [255] * 3,
+    ]
+    assert (to_pixels(torch.full((1, 2, 2), 7.0)) == 128).all()
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4), (1, 3, 4, 4), (4, 4), (3, 0, 4)])
 def test_to_pixels_refuses_other_shapes(shape):
     with pytest.raises(InvalidInput, match="inputs"):
         to_pixels(torch.zeros(shape))

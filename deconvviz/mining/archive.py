@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zipfile
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from deconvviz.errors import CheckpointError
 
@@ -67,19 +68,9 @@ def load_archive(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
         version = header["format"]
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist") from error
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        EOFError,
-        AttributeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except Exception as error:  # on damaged files zipfile and NumPy raise almost anything
         raise CheckpointError(
-            f"{path} is damaged or not a file of FilterGrid ({type(error).__name__}: {error}): "
-            "delete it to start afresh"
+            f"{path} is damaged or no file of deconvviz ({type(error).__name__}: {error}): delete it to start afresh"
         ) from error
     if version != FORMAT:
         raise CheckpointError(
@@ -89,9 +80,23 @@ def load_archive(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """The class, and every parameter's and buffer's name, shape and content, as one hash."""
+    """The structure, and every parameter's and buffer's name, shape and content, as one hash."""
     state = model.state_dict(keep_vars=True).items()
-    return hash_of(type(model).__name__, *(part for item in state for part in item))
+    return hash_of(structure(model), *(part for item in state for part in item))
+
+
+def structure(model: nn.Module) -> str:
+    """Every module's name, class and settings; not the dropouts' rates, which change in training and nothing else."""
+    modules = "\n".join(
+        f"{name} {type(module).__name__}({'' if isinstance(module, _DropoutNd) else module.extra_repr()})"
+        for name, module in model.named_modules()
+    )
+    return without_addresses(modules)
+
+
+def without_addresses(text: str) -> str:
+    """A ``repr`` as any process would give it."""
+    return re.sub(r" at 0x\w+", "", text)
 
 
 def hash_of(*items: object) -> str:
@@ -99,9 +104,19 @@ def hash_of(*items: object) -> str:
     digest = hashlib.sha256()
     for item in items:
         if isinstance(item, Tensor):
-            plain = item.detach().cpu().contiguous()
-            digest.update(f"{tuple(plain.shape)} {plain.dtype}".encode())
-            digest.update(plain.view(-1).view(torch.uint8).numpy().data)
+            for part in _bytes(item):
+                digest.update(part)
         else:
-            digest.update(f"{item}\0".encode())
+            digest.update(f"{item}\0".encode(errors="surrogateescape"))  # a file's name may be no UTF-8
     return digest.hexdigest()
+
+
+def checksum(tensor: Tensor) -> int:
+    """CRC-32 of a tensor's shape, dtype and content: some times faster than its hash."""
+    kind, content = _bytes(tensor)
+    return zlib.crc32(content, zlib.crc32(kind))
+
+
+def _bytes(tensor: Tensor) -> tuple[bytes, memoryview]:
+    plain = tensor.detach().cpu().contiguous()
+    return f"{tuple(plain.shape)} {plain.dtype}".encode(), plain.view(-1).view(torch.uint8).numpy().data

@@ -1,7 +1,8 @@
 """Images by number, from whatever holds them: a folder, a data set, a loader, tensors.
 
 Each image has one number for good, its place in the data set (of a stream: its turn), whatever the batch size,
-the workers or the share of a process. A picture that cannot be read is reported with its number and the reason,
+the workers or the share of a process, and must be the same each time it is asked for: random crops, flips or
+colours are refused where they are seen. A picture that cannot be read is reported with its number and the reason,
 and never ends the pass.
 """
 
@@ -10,7 +11,6 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +18,17 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 
+from deconvviz.capture import left_as_found
 from deconvviz.errors import InvalidInput
-from deconvviz.images import load_picture
-from deconvviz.mining.archive import hash_of
+from deconvviz.mining.archive import hash_of, without_addresses
+from deconvviz.mining.folder import PictureFolder, glimpse
 from deconvviz.model_zoo import Transform
 
-SUFFIXES = (".bmp", ".gif", ".jpg", ".jpeg", ".jp2", ".png", ".ppm", ".tif", ".tiff", ".webp")
+PROBES = 8
+"""How many images of a data set are read to tell it from others."""
 
 
 @dataclass(frozen=True)
@@ -44,22 +46,6 @@ class Batch:
     def taken(self) -> int:
         """How many of the sequence's images went into it."""
         return len(self.numbers) + len(self.broken)
-
-
-class PictureFolder(Dataset[Any]):
-    """The pictures in a folder and its subfolders, by path, as a model's inputs."""
-
-    def __init__(self, folder: Path, transform: Callable[[Image.Image], Tensor] | None = None) -> None:
-        self.root, self.transform = folder, transform or Transform()
-        self.files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        if not self.files:
-            raise InvalidInput(f"{folder} holds no picture ({', '.join(SUFFIXES)}), nor do its subfolders")
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, number: int) -> Tensor:
-        return self.transform(load_picture(self.files[number]))
 
 
 class Images:
@@ -121,23 +107,40 @@ class Images:
         raise InvalidInput(f"no image of the data could be read: {reason}")
 
     def describe(self) -> dict[str, Any]:
-        """What the data is, as far as can be told without reading it: kind, size, names, transform."""
+        """What the data is, as far as can be told at a glance: kind, size, files, transform and some images.
+
+        Raises:
+            InvalidInput: no image can be read, or the first is another one each time.
+        """
         source = self.source
         if isinstance(source, Tensor):
             facts: Any = [list(source.shape), str(source.dtype), hash_of(_sampled(source))]
         else:
             facts = [type(source).__name__, len(source) if isinstance(source, Sized) else None]
-        files = self.files
-        sizes = [path.stat().st_size if path.is_file() else -1 for path in files or ()]
-        names = "\n".join(f"{self.name(i)} {size}" for i, size in enumerate(sizes))
+        names = "\n".join(f"{self.name(i)} {glimpse(path)}" for i, path in enumerate(self.files or ()))
         transform = getattr(source, "transform", None) or self.transform
+        with left_as_found(nn.Identity()):  # what a data set draws at random is not for the caller to miss
+            probe = self._probe()
         chosen = "" if self.order == range(len(self.order)) else ",".join(map(str, self.order))
         return {
             "kind": facts,
             "limit": self.limit,
-            "transform": re.sub(r" at 0x\w+", "", repr(transform)),
+            "transform": without_addresses(repr(transform)),
             "items": hash_of(names + chosen),
+            "images": probe,
         }
+
+    def _probe(self) -> str:
+        """A hash of some images as the model sees them, the first and the last among them; of a stream the first."""
+        first = hash_of(self.sample())
+        if first != hash_of(self.sample()):
+            raise InvalidInput(
+                "the data gives another first image each time it is asked; expected the same, as pictures are read "
+                "twice: give it a transform without random crops, flips or colours, as for validation"
+            )
+        last = len(self.order) - 1
+        numbers = sorted({self.order[i * last // (PROBES - 1)] for i in range(PROBES)} if self.order else ())
+        return hash_of(first, *(item for _, item in map(self.read, numbers) if isinstance(item, Tensor)))
 
     @functools.cached_property
     def files(self) -> Sequence[Path] | None:
@@ -159,16 +162,26 @@ class Images:
         return str(path.relative_to(root)) if root and path.is_relative_to(root) else str(path)
 
     def batches(
-        self, batch_size: int, workers: int = 0, share: tuple[int, int] = (0, 1), start: int = 0
+        self,
+        shape: torch.Size,
+        batch_size: int,
+        workers: int = 0,
+        share: tuple[int, int] = (0, 1),
+        start: int = 0,
     ) -> Iterator[Batch]:
-        """A share of the images, every ``share[1]``-th from ``share[0]``, from its ``start``-th on."""
+        """A share of the images, every ``share[1]``-th from ``share[0]``, from its ``start``-th on.
+
+        Raises:
+            InvalidInput: one has another shape than (C, *S).
+        """
+        collate = functools.partial(self._collate, shape)
         rank, world = share
         if self.streams:
             turns = itertools.islice(self._stream(), rank, self.limit, world)
-            yield from map(_collate, _in_batches(itertools.islice(turns, start, None), batch_size))
+            yield from map(collate, _in_batches(itertools.islice(turns, start, None), batch_size))
             return
         items = _Guarded(self, self.order[rank::world][start:])
-        yield from DataLoader(items, batch_size, num_workers=workers, collate_fn=_collate)
+        yield from DataLoader(items, batch_size, num_workers=workers, collate_fn=collate)
 
     def images(self, numbers: Iterable[int]) -> Iterator[tuple[int, Tensor]]:
         """Images by number, in ascending order; a stream is read again, once.
@@ -208,6 +221,20 @@ class Images:
                     ) from error
                 item = f"{type(error).__name__}: {error}"
             yield number, item
+
+    def _collate(self, shape: torch.Size, items: Sequence[tuple[int, Tensor | str]]) -> Batch:
+        good = [(number, item) for number, item in items if isinstance(item, Tensor)]
+        broken = tuple((number, item) for number, item in items if isinstance(item, str))
+        for number, image in good:
+            if image.shape != shape:  # positions and receptive fields are those of one shape
+                raise InvalidInput(
+                    f"{self.name(number)} has shape {tuple(image.shape)}; expected {tuple(shape)}, as the first image: "
+                    "give a transform that makes them one size"
+                )
+        images = torch.stack([image for _, image in good]) if good else None
+        return Batch(
+            torch.tensor([number for number, _ in good], dtype=torch.int64, device="cpu"), images, broken
+        )
 
     def _tensor(self, item: Any) -> Tensor:
         """The image of a data set's item."""
@@ -249,28 +276,17 @@ def _sampled(images: Tensor) -> Tensor:
 
 
 def _chosen(data: Any, source: Any) -> Sequence[int]:
-    """The numbers of the items that are taken, in order: all, or those that a loader's sampler gives."""
-    everything = range(len(source))
-    if not isinstance(data, DataLoader) or isinstance(data.sampler, SequentialSampler):
-        return everything
-    if isinstance(data.sampler, RandomSampler) and data.sampler.num_samples == len(source):
-        return everything
+    """The numbers of the items that are taken, in order: all, or those that a loader's samplers give."""
+    if not isinstance(data, DataLoader):
+        return range(len(source))
+    sampler: Any = data.sampler
+    if data.batch_size is None and data.batch_sampler is not None:  # its own; the other is a default then
+        sampler = itertools.chain.from_iterable(data.batch_sampler)
+    all_in_turn = isinstance(sampler, SequentialSampler)
+    if all_in_turn or (isinstance(sampler, RandomSampler) and sampler.num_samples == len(source)):
+        return range(len(source))
     with torch.random.fork_rng(devices=[]):
-        return sorted({int(number) for number in data.sampler})
-
-
-def _collate(items: Sequence[tuple[int, Tensor | str]]) -> Batch:
-    good = [(number, item) for number, item in items if isinstance(item, Tensor)]
-    broken = tuple((number, item) for number, item in items if isinstance(item, str))
-    if len({image.shape for _, image in good}) > 1:
-        raise InvalidInput(
-            f"images have different shapes, {tuple(good[0][1].shape)} and others: give a transform that makes "
-            "them one size, or batch_size=1"
-        )
-    images = torch.stack([image for _, image in good]) if good else None
-    return Batch(
-        torch.tensor([number for number, _ in good], dtype=torch.int64, device="cpu"), images, broken
-    )
+        return sorted({int(number) for number in sampler})
 
 
 def _in_batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

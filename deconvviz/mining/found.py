@@ -31,13 +31,31 @@ class Found:
     """What of the data it has seen."""
     broken: Mapping[int, str]
     """Number of each image that could not be read, and why."""
+    checksums: Mapping[int, int]
+    """Of each image that has a unit, and of some that had one, by number."""
 
-    def taking(self, layers: tuple[Strongest, ...], taken: int, broken: Mapping[int, str]) -> Found:
+    def taking(
+        self,
+        layers: tuple[Strongest, ...],
+        taken: int,
+        broken: Mapping[int, str],
+        checksums: Mapping[int, int],
+    ) -> Found:
         """With ``taken`` more images of its share, which left the layers in these states."""
         (first, step, count) = self.shares[0]
-        return replace(
-            self, layers=layers, shares=((first, step, count + taken),), broken={**self.broken, **broken}
+        more = replace(
+            self,
+            layers=layers,
+            shares=((first, step, count + taken),),
+            broken={**self.broken, **broken},
+            checksums={**self.checksums, **checksums},
         )
+        return more._pruned() if len(more.checksums) > 2 * sum(s.images.numel() for s in layers) else more
+
+    def _pruned(self) -> Found:
+        """Without the checksums of images that have no unit any more."""
+        used = {number for layer in self.layers for number in layer.images.unique().tolist()}
+        return replace(self, checksums={n: crc for n, crc in sorted(self.checksums.items()) if n in used})
 
     def merged(self, other: Found) -> Found:
         """Of two shares of one data set: that of both, to the same bits in any order.
@@ -56,7 +74,8 @@ class Found:
             tuple(a.merged(b) for a, b in zip(self.layers, other.layers, strict=True)),
             tuple(sorted(self.shares + other.shares)),
             dict(sorted({**self.broken, **other.broken}.items())),
-        )
+            {**self.checksums, **other.checksums},
+        )._pruned()
 
     def to(self, device: torch.device | str) -> Found:
         """The same on another device."""
@@ -68,7 +87,12 @@ class Found:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one file, all of it or nothing; raises :class:`CheckpointError` if it can't."""
-        header = {"about": self.about, "shares": self.shares, "broken": sorted(self.broken.items())}
+        header = {
+            "about": self.about,
+            "shares": self.shares,
+            "broken": sorted(self.broken.items()),
+            "checksums": list(self._pruned().checksums.items()),
+        }
         arrays = {
             f"{i}.{name}": array
             for i, layer in enumerate(self.layers)
@@ -104,7 +128,10 @@ class Found:
                 states[int(i)][field] = array
             layers = tuple(Strongest.from_arrays(state, device) for state in states)
             shares = tuple((int(a), int(b), int(c)) for a, b, c in header["shares"])
-            return cls(header["about"], layers, shares, {int(n): str(why) for n, why in header["broken"]})
+            broken = {int(n): str(why) for n, why in header["broken"]}
+            return cls(
+                header["about"], layers, shares, broken, {int(n): int(c) for n, c in header["checksums"]}
+            )
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path} is not a file of FilterGrid: delete it to start afresh") from error
 
@@ -122,13 +149,20 @@ def _overlap(a: Share, b: Share) -> bool:
 def require_same(given: Mapping[str, Any], expected: Mapping[str, Any], what: str) -> None:
     """Raise :class:`CheckpointError` unless ``given`` has all that is ``expected``."""
     for name, item in expected.items():
-        if given.get(name) != item:
+        if (other := given.get(name)) != item:
+            part = ""
+            while isinstance(item, Mapping) and isinstance(other, Mapping):
+                part = next(str(key) for key in {**item, **other} if item.get(key) != other.get(key))
+                item, other = item.get(part), other.get(part)
             raise CheckpointError(
-                f"{what} is of another {name}: {_short(given.get(name))}; expected {_short(item)}. "
-                "Give what it was made with, or another file to start afresh"
+                f"{what} is of another {name}: {part + ' ' * bool(part)}{_differing(other, item)}; "
+                f"expected {_differing(item, other)}. Give what it was made with, or another file to start afresh"
+                f"{' (random crops or flips give other images each time)' if name == 'data' else ''}"
             )
 
 
-def _short(item: Any) -> str:
+def _differing(item: Any, other: Any) -> str:
+    """What an item says, from a little before where it differs from the other."""
     text = str(item)
-    return text if len(text) <= 90 else f"{text[:90]}..."
+    start = max(0, len(os.path.commonprefix([text, str(other)])) - 20) if len(text) > 90 else 0
+    return f"{'...' * (start > 0)}{text[start : start + 90]}{'...' * (len(text) > start + 90)}"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from deconvviz.capture.reading import LayerCall, reading
 from deconvviz.errors import CheckpointError, InvalidInput
 from deconvviz.memory import out_of_memory
+from deconvviz.mining.archive import checksum
 from deconvviz.mining.data import Batch
 from deconvviz.mining.found import Found
 from deconvviz.mining.strongest import Strongest
@@ -69,6 +70,12 @@ class Miner:
         self.take(numbers[:half], images[:half])
         self.take(numbers[half:], images[half:])
 
+    def checksums(self, numbers: Tensor, images: Tensor) -> dict[int, int]:
+        """Of those images just taken that have a unit: few, after the first."""
+        there = numbers.to(self._like.device)
+        kept = torch.stack([torch.isin(there, state.images) for state in self.states]).any(0).tolist()
+        return {n: checksum(images[i]) for i, n in enumerate(numbers.tolist()) if kept[i]}
+
 
 @contextlib.contextmanager
 def mining(
@@ -96,25 +103,37 @@ def mine(
     """All batches through the miner, on top of what is ``found``.
 
     Args:
-        path: of a checkpoint, written each ``every`` seconds and at the end, or ``None``.
+        path: of a checkpoint, written before the first batch, each ``every`` seconds, and when the pass is broken
+            off; or ``None``.
         tell: called with the number of images of each batch.
 
     Raises:
-        CheckpointError: it can't be written at the end. Before, that is a warning: hours of work go on, and there
+        CheckpointError: it can't be written at the start. Later, that is a warning: hours of work go on, and there
             may be space later.
     """
-    saved = time.monotonic()
-    for batch in batches:
-        if batch.images is not None:
-            miner.take(batch.numbers, batch.images)
-        found = found.taking(miner.states, batch.taken, dict(batch.broken))
-        tell(batch.taken)
-        if path is not None and time.monotonic() - saved > every:
-            try:
-                found.save(path)
-            except CheckpointError as error:
-                warnings.warn(f"no checkpoint this time: {error}", stacklevel=3)
-            saved = time.monotonic()
     if path is not None:
         found.save(path)
+    saved = time.monotonic()
+    try:
+        for batch in batches:
+            checksums: dict[int, int] = {}
+            if batch.images is not None:
+                miner.take(batch.numbers, batch.images)
+                checksums = miner.checksums(batch.numbers, batch.images)
+            found = found.taking(miner.states, batch.taken, dict(batch.broken), checksums)
+            tell(batch.taken)
+            if path is not None and time.monotonic() - saved > every:
+                _try_to_save(found, path)
+                saved = time.monotonic()
+    except BaseException:  # Ctrl-C too
+        if path is not None:
+            _try_to_save(found, path)
+        raise
     return found
+
+
+def _try_to_save(found: Found, path: Path) -> None:
+    try:
+        found.save(path)
+    except CheckpointError as error:
+        warnings.warn(f"no checkpoint this time: {error}", stacklevel=4)
