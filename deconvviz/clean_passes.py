@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from deconvviz.capture import require_module, watch
 from deconvviz.errors import UnsupportedModel
 from deconvviz.incremental import CleanPass
-from deconvviz.layers import Layer, find_call, locate
+from deconvviz.layers import Layer, described, find_call, locate, only_output
 from deconvviz.rules import EXACT, HIDDEN_CODE
 from deconvviz.tape import Tape
 
@@ -49,12 +49,7 @@ def clean_passes(
             raise UnsupportedModel(reason)
         wanted = [value for value in tape.calls[-1].outputs if value is not None]
         if layer is not None:
-            call = find_call(tape, *locate(model, layer))
-            if len(call.outputs) != 1 or call.outputs[0] is None:
-                raise UnsupportedModel(
-                    f"layer {layer!r} gives {len(call.outputs)} tensors, or none of the pass"
-                )
-            wanted.append(call.outputs[0])
+            wanted.append(only_output(find_call(tape, *locate(model, layer))))
         if found not in ((), tuple(wanted)):
             raise UnsupportedModel("the pass takes another course for another image")
         found = tuple(wanted)
@@ -78,7 +73,7 @@ def _obstacle(tape: Tape, output: Any) -> str | None:
     if tape.random:
         return "the model draws random numbers"
     for step in tape.steps:
-        place = f"layer {step.module!r}" if step.module else "the model"
+        place = described(step.module)
         if step.operation == HIDDEN_CODE:
             return f"{place} hides its operations"
         if step.autocast != tape.autocast:

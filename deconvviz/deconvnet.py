@@ -35,7 +35,7 @@ from deconvviz.capture import Recorder, require_module, watch
 from deconvviz.check import CheckReport, explains
 from deconvviz.errors import FeatureMapOutOfRange, InvalidInput, NoForwardPass
 from deconvviz.inputs import input_tensors, require_finite
-from deconvviz.layers import Layer, find_call, locate
+from deconvviz.layers import Layer, described, find_call, locate, only_output
 from deconvviz.projection import back_to_inputs, project
 from deconvviz.switches import OVERLAPS
 from deconvviz.tape import Call, Tape, flatten
@@ -159,8 +159,8 @@ class Deconvnet(Attribution):
             TargetOutOfRange, UnsupportedOperation, InvalidInput: as their names say.
         """
         tape, output = self._watch(inputs, additional_forward_args)
-        value, output = _only_output(tape.calls[-1], flatten(output), "the model")
-        return _attributions(tape, value, target_seed(output, target), self.overlap, inputs)
+        value = only_output(tape.calls[-1])
+        return _attributions(tape, value, target_seed(flatten(output)[0], target), self.overlap, inputs)
 
     def check(self, inputs: Any, additional_forward_args: Any = None) -> CheckReport:
         """How every operation of one pass goes back: exactly, generalised, or not at all.
@@ -183,18 +183,17 @@ class Deconvnet(Attribution):
     def _layer(self, layer: Layer, inputs: Any) -> tuple[Tape, int, Tensor]:
         """The pass, the value that the layer put out in it, and that value's content."""
         name, number = locate(self.model, layer)
-        what = f"layer {name!r}" if name else "the model"
         if inputs is not None:
             if number is None and self._counts.get(name) == 1:
                 number = 1  # it runs once, so the pass can stop there
             tape, output = self._watch(inputs, None, (name, number))
-            value, activation = _only_output(find_call(tape, name, number), flatten(output), what)
-            return tape, value, _maps(activation, what)
+            value = only_output(find_call(tape, name, number))
+            return tape, value, _maps(flatten(output)[0], name)
         tape = self._recorded()
-        value, _ = _only_output(find_call(tape, name, number), None, what)
+        value = only_output(find_call(tape, name, number))
         if self._replayed[:2] != (tape, value):
             self._replayed = (tape, value, tape.replay(value))
-        return tape, value, _maps(self._replayed[2], what)
+        return tape, value, _maps(self._replayed[2], name)
 
     def _recorded(self) -> Tape:
         tape = self._recorder.tape
@@ -262,14 +261,12 @@ class NeuronDeconvnet(NeuronAttribution):
         """
         tape, output = self.deconv._watch(inputs, additional_forward_args, (self.name, self.number))
         number = self.number or tape.counts().get(self.name)
-        call, what = find_call(tape, self.name, number), f"layer {self.name!r}"
+        call = find_call(tape, self.name, number)
         if attribute_to_neuron_input:
-            value, _ = _only_output(
-                Call(call.name, call.number, (), call.inputs), None, f"the input of {what}"
-            )
+            value = only_output(Call(f"{call.name}'s input", call.number, (), call.inputs))
             activation = tape.replay(value)
         else:
-            value, activation = _only_output(call, flatten(output), what)
+            value, activation = only_output(call), flatten(output)[0]
         seed = neuron_seed(activation, neuron_selector)
         return _attributions(tape, value, seed, self.deconv.overlap, inputs)
 
@@ -286,25 +283,10 @@ def _require_batch(tape: Tape) -> None:
         )
 
 
-def _only_output(call: Call, tensors: list[Tensor] | None, what: str) -> tuple[int, Any]:
-    """The single value of a call, and its content if given."""
-    if len(call.outputs) != 1:
-        raise InvalidInput(
-            f"{what} has {len(call.outputs)} tensors; expected one: choose a layer inside it that gives one"
-        )
-    value = call.outputs[0]
-    if value is None:
-        raise NoForwardPass(
-            f"{what} does not depend on the inputs through any operation seen in the pass "
-            "(it may go through numpy, .detach() or code that hides its operations)"
-        )
-    return value, tensors[0] if tensors else None
-
-
-def _maps(activation: Tensor | None, what: str) -> Tensor:
+def _maps(activation: Tensor | None, name: str) -> Tensor:
     if activation is None or activation.dim() < 2:
         shape = None if activation is None else tuple(activation.shape)
-        raise InvalidInput(f"{what} gives shape {shape}; expected feature maps (N, C, ...)")
+        raise InvalidInput(f"{described(name)} gives shape {shape}; expected feature maps (N, C, ...)")
     return activation
 
 

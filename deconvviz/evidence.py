@@ -31,9 +31,8 @@ from torch import Tensor, nn
 from deconvviz.capture import require_module, watch
 from deconvviz.capture.reading import evaluating
 from deconvviz.errors import InvalidInput, TargetOutOfRange
-from deconvviz.features import only_value
 from deconvviz.inputs import input_images
-from deconvviz.layers import Layer, locate
+from deconvviz.layers import Layer, find_call, locate, only_output
 from deconvviz.tape import Tape
 from deconvviz.units import integer
 
@@ -115,7 +114,7 @@ def evidence(model: nn.Module, image: Tensor, layer: Layer, target: int | None =
         chosen = -1
     if not 0 <= chosen < classes:
         raise TargetOutOfRange(f"target is {target!r}; expected a class from 0 to {classes - 1}")
-    place, output = only_value(tape, name, number), only_value(tape, "", None)
+    place, output = only_output(find_call(tape, name, number)), only_output(tape.calls[-1])
     maps = tape.replay(place)
     if maps.dim() < 2 or len(maps) != BATCH:
         raise InvalidInput(

@@ -17,20 +17,19 @@ from torch import Tensor, nn
 from deconvviz.capture import require_module, watch
 from deconvviz.errors import InvalidInput
 from deconvviz.inputs import input_tensors
-from deconvviz.layers import Layer, find_call, locate
-from deconvviz.tape import Tape
+from deconvviz.layers import Layer, find_call, locate, only_output
 
 
 def features(model: nn.Module, inputs: Any, layers: Sequence[Layer]) -> list[Tensor]:
     """The outputs (N, ...) of layers, each a dotted name, a module or a call; ``""`` is the model itself.
 
     Raises:
-        UnknownLayer, AmbiguousLayer, LayerNotRun, InvalidInput: as their names say.
+        UnknownLayer, AmbiguousLayer, LayerNotRun, NoForwardPass, InvalidInput: as their names say.
     """
     model = require_module(model)
     places = [locate(model, layer) for layer in layers]
     tape, _ = watch(model, input_tensors(inputs, model))
-    values = [only_value(tape, name, number) for name, number in places]
+    values = [only_output(find_call(tape, *place)) for place in places]
     found = tape.replay_all(values)
     return [found[value] for value in values]
 
@@ -45,20 +44,3 @@ def layer_names(model: nn.Module, layers: Layer | Sequence[Layer]) -> list[str]:
     if not isinstance(chosen, Sequence) or not chosen:
         raise InvalidInput(f"layers is {layers!r}; expected dotted names, modules or calls, one or more")
     return [layer if isinstance(layer, str) else locate(model, layer)[0] for layer in chosen]
-
-
-def only_value(tape: Tape, name: str, number: int | None) -> int:
-    """The value on the tape that a layer's call puts out.
-
-    Raises:
-        LayerNotRun, AmbiguousLayer: as their names say.
-        InvalidInput: the layer gives several tensors, or one that does not depend on the inputs.
-    """
-    outputs = find_call(tape, name, number).outputs
-    if len(outputs) != 1 or outputs[0] is None:
-        what = f"layer {name!r}" if name else "the model"
-        raise InvalidInput(
-            f"{what} gives {len(outputs)} tensors, or one that does not depend on the inputs; expected one that "
-            "does: choose a layer inside it or before it"
-        )
-    return outputs[0]

@@ -19,7 +19,7 @@ from deconvviz.errors import FeatureMapOutOfRange, InvalidInput, NoForwardPass
 from deconvviz.feature_map import Box, FeatureMap
 from deconvviz.geometry import Axis, ReceptiveField, receptive_field
 from deconvviz.images import IMAGENET_MEAN, IMAGENET_STD
-from deconvviz.layers import address, find_call
+from deconvviz.layers import address, described, find_call, only_output
 from deconvviz.mining.archive import checksum
 from deconvviz.mining.data import Images, require_count
 from deconvviz.mining.strongest import NOBODY, Strongest
@@ -54,14 +54,7 @@ def find_places(
     places = []
     for name, number in layers:
         call = find_call(tape, name, number)
-        what = f"layer {name!r}" if name else "the model"
-        if len(call.outputs) != 1:
-            raise InvalidInput(
-                f"{what} has {len(call.outputs)} tensors; expected one: choose a layer inside it that gives one"
-            )
-        value = call.outputs[0]
-        if value is None:
-            raise NoForwardPass(f"{what} does not depend on the image through any operation seen in the pass")
+        what, value = described(name), only_output(call)
         shape = tuple(tape.values[value].shape)
         if len(shape) < 2 or shape[0] != len(image):
             raise InvalidInput(f"{what} gives shape {shape}; expected feature maps (N, C, ...)")

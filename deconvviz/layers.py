@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from deconvviz.errors import AmbiguousLayer, InvalidInput, LayerNotRun, UnknownLayer
+from deconvviz.errors import AmbiguousLayer, InvalidInput, LayerNotRun, NoForwardPass, UnknownLayer
 from deconvviz.tape import Call, Tape
 
 Layer = str | nn.Module
@@ -68,6 +68,31 @@ def find_call(tape: Tape, name: str, number: int | None) -> Call:
     if number is not None and number > len(calls):
         raise LayerNotRun(f"layer {name!r} ran {len(calls)} time(s) in this pass; '{name}#{number}' did not")
     return calls[0] if number is None else next(call for call in calls if call.number == number)
+
+
+def described(name: str) -> str:
+    """How an error names a layer; ``""`` is the model itself."""
+    return f"layer {name!r}" if name else "the model"
+
+
+def only_output(call: Call) -> int:
+    """The one value of the pass that a call puts out.
+
+    Raises:
+        InvalidInput: it puts out several tensors, or none.
+        NoForwardPass: its tensor does not depend on the inputs.
+    """
+    if len(call.outputs) != 1:
+        raise InvalidInput(
+            f"{described(call.name)} gives {len(call.outputs)} tensors; expected one: choose a layer inside it that "
+            "gives one"
+        )
+    if call.outputs[0] is None:
+        raise NoForwardPass(
+            f"{described(call.name)} does not depend on the inputs through any operation seen in the pass "
+            "(it may go through numpy, .detach() or code that hides its operations): choose a layer before it"
+        )
+    return call.outputs[0]
 
 
 def address(name: str, number: int, counts: Mapping[str, int]) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from deconvviz.boxes import Boxed, settled
 from deconvviz.errors import NoForwardPass, UnsupportedOperation
-from deconvviz.layers import address
+from deconvviz.layers import address, described
 from deconvviz.rules import HIDDEN_CODE, UNSUPPORTED, Context
 from deconvviz.tape import Step, Tape
 
@@ -157,7 +157,7 @@ class _Way:
             ', or take the plain gradient at such operations: Deconvnet(model, on_unsupported="gradient")'
         )
         return (
-            f"no rule for {step.operation!r} in layer {place or 'the model'!r}, so the deconvnet is not defined "
+            f"no rule for {step.operation!r} in {described(place)}, so the deconvnet is not defined "
             f"there. Choose a layer before it{'' if step.operation == HIDDEN_CODE else or_else}"
         )
 

@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from deconvviz.boxes import Boxed
 from deconvviz.capture import watch
 from deconvviz.capture.reading import LayerCall
-from deconvviz.errors import NoForwardPass
 from deconvviz.geometry import ReceptiveField
-from deconvviz.layers import find_call
+from deconvviz.layers import find_call, only_output
 from deconvviz.memory import out_of_memory
 from deconvviz.projection import back_to_inputs, project
 from deconvviz.tape import Tape, flatten
@@ -151,10 +150,7 @@ class _Run:
     def _watched(self, images: Tensor) -> tuple[Tape, int, Tensor]:
         inputs = images.to(self.like.device, self.like.dtype)
         tape, output = watch(self.model, (inputs,), (), self.layer, self.gradient)
-        (value,) = find_call(tape, *self.layer).outputs
-        if value is None:  # find_places has refused such a layer
-            raise NoForwardPass(f"layer {self.layer[0]!r} does not depend on the image through what was seen")
-        return tape, value, flatten(output)[0]
+        return tape, only_output(find_call(tape, *self.layer)), flatten(output)[0]
 
     def _seeds(self, activation: Tensor, units: Sequence[Unit], axis: int) -> Tensor | Boxed:
         """A signal (M, N, maps, *cells) from one unit each: along the projections M of one image (``axis`` 0), or

@@ -271,7 +271,7 @@ def test_layer_with_several_tensors(middle, count):
 
 
 def test_model_with_several_outputs():
-    with Told(InvalidInput, ValueError, "the model has 2 tensors", "expected one"):
+    with Told(InvalidInput, ValueError, "the model gives 2 tensors", "expected one"):
         Deconvnet(nn.Sequential(nn.Conv2d(3, 4, 3), Pair())).attribute(IMAGES, 0)
 
 

@@ -22,6 +22,7 @@ from deconvviz.capture.as_found import left_as_found
 from deconvviz.capture.recording import Recorder
 from deconvviz.capture.watching import Capture, watch
 from deconvviz.errors import UnsupportedModel
+from deconvviz.layers import described
 
 
 def require_module(model: Any) -> nn.Module:
@@ -33,7 +34,7 @@ def require_module(model: Any) -> nn.Module:
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         model = model.module
     for name, module in model.named_modules():
-        what = f"layer {name!r}" if name else "the model"
+        what = described(name)
         if isinstance(module, torch.jit.ScriptModule):
             raise UnsupportedModel(
                 f"{what} is scripted, so its operations cannot be seen: "

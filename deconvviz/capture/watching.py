@@ -16,6 +16,7 @@ from deconvviz.capture.operations import Operation, operation, outline, replaced
 from deconvviz.capture.places import Place, Places
 from deconvviz.capture.writing import TapeWriter
 from deconvviz.errors import OperationFailed, UnsupportedModel
+from deconvviz.layers import described
 from deconvviz.rules.gates import default_generator
 from deconvviz.tape import Call, Step, Tape, autocast_of, flatten
 
@@ -138,10 +139,9 @@ class Capture(TorchFunctionMode, Places):
         except Transformed:
             self.abandoned = True
             if self.own:
-                name = self._calls[-1][0]
-                place = f"layer {name!r}" if name else "the model"
                 raise UnsupportedModel(
-                    f"{place} uses torch.func or a tracer inside its forward, so its operations cannot be seen"
+                    f"{described(self._calls[-1][0])} uses torch.func or a tracer in its forward, so its operations "
+                    "cannot be seen"
                 ) from None
             return function(*args, **kwargs)
         except Exception:
@@ -204,8 +204,10 @@ class Capture(TorchFunctionMode, Places):
             return step.rule.observe(step, self.tape.values, tensors, lambda: step.function(*args, **kwargs))
         except REJECTIONS as error:
             if self.own:
-                place = f"layer {step.module!r}" if step.module else "the model"
-                self.failed = error, f"{place} failed at {step.operation} on {_outlines(tensors)}"
+                self.failed = (
+                    error,
+                    f"{described(step.module)} failed at {step.operation} on {_outlines(tensors)}",
+                )
             raise
 
 
