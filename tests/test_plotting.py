@@ -1,5 +1,7 @@
 """Panels: what each cell shows and says, and that matplotlib's global state is left alone."""
 
+import math
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from deconvviz import plotting
 from deconvviz.errors import InvalidInput, PictureError
 from deconvviz.images import display_scale, displayable, load_picture, to_pixels
 from deconvviz.plotting import comparison_panel, panel, save_figure
@@ -81,6 +84,38 @@ def test_long_texts_wrap_and_dollars_are_dollars(tmp_path):
     figure = panel([[GREY]], titles=["layer4.2.conv3 unit (512, 3, 4) of resnet50"], labels=["cost $x_{$"])
     assert figure.axes[0].get_title().count("\n") == 1
     save_figure(figure, tmp_path / "a.png")  # mathtext would raise
+
+
+def test_a_name_that_is_no_text_is_drawn(tmp_path):
+    """A file's name that is not UTF-8 comes as surrogates, which matplotlib's fonts refuse."""
+    figure = panel([[GREY]], labels=[os.fsdecode(b"caf\xe9.jpg")])
+    assert figure.axes[0].get_ylabel() == "caf?.jpg"
+    save_figure(figure, tmp_path / "a.png")
+
+
+def test_texts_stay_inside_and_off_the_pictures():
+    long = "a title of many words that fills more than three lines of this cell"
+    figure = panel([[GREY, GREY]] * 2, [long] * 2, [long] * 2, [[1.0, 1.0]] * 2)
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        for text in (axes.title, axes.yaxis.label, axes.xaxis.label):
+            box = text.get_window_extent()
+            assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+            if text.get_text():
+                assert not any(box.overlaps(other.get_window_extent()) for other in figure.axes)
+
+
+def test_no_layout_engine():
+    """Its time grows with the square of the rows: two hundred take half a minute."""
+    assert panel([[GREY]], ["title"], ["label"], [[1.0]]).get_layout_engine() is None
+
+
+def test_a_huge_figure_gets_fewer_pixels(tmp_path, monkeypatch):
+    save_figure(Figure(figsize=(0.5, 700)), tmp_path / "high.jpg")  # matplotlib refuses 2^16 a side
+    assert load_picture(tmp_path / "high.jpg").height == 65_500
+    monkeypatch.setattr(plotting, "MAX_PIXELS", 10_000)
+    save_figure(Figure(figsize=(3, 2)), tmp_path / "large.png")
+    assert math.prod(load_picture(tmp_path / "large.png").size) == pytest.approx(10_000, rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ structure between cells, not brightness.
 4
 """
 
+import math
 import os
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -30,6 +31,7 @@ from deconvviz.errors import InvalidInput
 from deconvviz.images import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    MAX_PIXELS,
     PICTURE_SUFFIXES,
     atomic_write,
     check_pixels,
@@ -38,7 +40,10 @@ from deconvviz.images import (
     to_pixels,
 )
 
-CELL_INCHES = 2.0
+CELL_INCHES, GAP_INCHES, SCALE_INCHES, LINE_INCHES = 2.0, 0.08, 0.2, 0.16
+"""A cell with the gap around it, and what a scale and a line of text add."""
+MAX_SIDE = 65_500
+"""In pixels: of a JPEG; matplotlib draws a few more."""
 FIGURE_SUFFIXES = (*PICTURE_SUFFIXES, ".pdf", ".svg")
 # The columns of a comparison panel: its title and the attribute of ``Comparison`` below it.
 METHODS = {
@@ -103,16 +108,22 @@ def panel(
     _check_length("titles", titles, columns, "columns")
     _check_length("labels", labels, len(rows), "rows")
     _check_length("scales", scales, len(rows), "rows")
-    room = 0.4 if labels else 0, (0.4 if titles else 0) + (0.2 * len(rows) if scales else 0)
-    size = CELL_INCHES * columns + room[0], CELL_INCHES * len(rows) + room[1]
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(rows), columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set(xticks=[], yticks=[], frame_on=False)
-    for axes, title in zip(grid[0], titles or [], strict=False):
-        axes.set_title(_wrapped(title), fontsize=9, parse_math=False)
-    for axes, label in zip(grid[:, 0], labels or [], strict=False):
-        axes.set_ylabel(_wrapped(label), fontsize=9, parse_math=False)
+    titles, labels = list(map(_wrapped, titles or [])), list(map(_wrapped, labels or []))
+    row_inches = CELL_INCHES + (SCALE_INCHES if scales else 0)
+    left, top = _room(labels), _room(titles)
+    width, height = left + CELL_INCHES * columns, top + row_inches * len(rows)
+    figure = Figure(figsize=(width, height))
+    grid = np.empty((len(rows), columns), dtype=object)
+    for y, x in np.ndindex(grid.shape):  # placed by hand: a layout engine takes minutes over hundreds of rows
+        x0 = left + CELL_INCHES * x + GAP_INCHES / 2
+        y0 = height - top - row_inches * y - CELL_INCHES + GAP_INCHES / 2
+        side = CELL_INCHES - GAP_INCHES
+        grid[y, x] = figure.add_axes((x0 / width, y0 / height, side / width, side / height))
+        grid[y, x].set(xticks=[], yticks=[], frame_on=False)
+    for axes, title in zip(grid[0], titles, strict=False):
+        axes.set_title(title, fontsize=9, parse_math=False)
+    for axes, label in zip(grid[:, 0], labels, strict=False):
+        axes.set_ylabel(label, fontsize=9, parse_math=False)
     for y, row in enumerate(rows):
         for x, pixels in enumerate(row):
             if pixels is not None:
@@ -148,8 +159,10 @@ def comparison_panel(
 def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: float = 100) -> None:
     """Write a figure as PNG, JPEG, PDF or SVG, by the suffix, as :func:`~deconvviz.images.atomic_write` does.
 
-    ``dpi`` is in pixels per inch.
+    ``dpi`` is in pixels per inch; a figure that would be too large for a file or a viewer gets fewer.
     """
+    width, height = figure.get_size_inches()
+    dpi = min(dpi, MAX_SIDE / max(width, height), math.sqrt(MAX_PIXELS / (width * height)))
     with atomic_write(path, FIGURE_SUFFIXES) as temporary:
         figure.savefig(temporary, dpi=dpi)
 
@@ -160,4 +173,10 @@ def _check_length(name: str, given: Sequence[object] | None, expected: int, of: 
 
 
 def _wrapped(text: str) -> str:
-    return textwrap.fill(text, 26)  # what two inches hold at nine points
+    """Lines of what two inches hold at nine points; what a file's name holds beside text becomes "?"."""
+    return textwrap.fill(text.encode(errors="replace").decode(), 26)
+
+
+def _room(texts: Sequence[str]) -> float:
+    """Inches beside the cells for texts of several lines."""
+    return LINE_INCHES * max(text.count("\n") + 1 for text in texts) + 0.1 if texts else 0.0
