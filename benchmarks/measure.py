@@ -31,9 +31,7 @@ def machine() -> str:
     )
 
 
-def side_by_side(
-    alternatives: Mapping[str, Callable[[], object]], runs: int = 5, warm_up: int = 1
-) -> dict[str, float]:
+def side_by_side(alternatives: Mapping[str, Callable[[], object]], runs: int = 5, warm_up: int = 1) -> dict[str, float]:
     """The median seconds of each alternative, run in turns so that all see the same machine."""
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}
     for turn in range(warm_up + runs):

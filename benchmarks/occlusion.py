@@ -19,10 +19,10 @@ from captum.attr import Occlusion
 from measure import machine, side_by_side
 
 from deconvviz import OcclusionSensitivity
-from deconvviz.clean_passes import clean_passes
 from deconvviz.errors import UnsupportedModel
 from deconvviz.incremental import Plan
-from deconvviz.windows import Windows
+from deconvviz.occlusion.clean_passes import clean_passes
+from deconvviz.occlusion.windows import Windows
 
 MODELS = [
     "vgg16",
@@ -119,9 +119,7 @@ def auto_over_full(name: str) -> tuple[int, float, float]:
     side = image.shape[-1]
 
     def sweep(engine, stride):
-        OcclusionSensitivity(model, engine=engine).attribute(
-            image, (3, 32, 32), (3, stride, stride), target=0
-        )
+        OcclusionSensitivity(model, engine=engine).attribute(image, (3, 32, 32), (3, stride, stride), target=0)
 
     short = side_by_side({"full": lambda: sweep("full", 32)}, runs=1, warm_up=0)["full"]
     stride, runs = (STRIDE, 3) if short < 2 else (32, 2)
@@ -136,9 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--patches", default="32,16")
-    parser.add_argument(
-        "--all", action="store_true", help="every torchvision CNN (or --models): auto against full"
-    )
+    parser.add_argument("--all", action="store_true", help="every torchvision CNN (or --models): auto against full")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     names, patches = arguments.models.split(","), [int(p) for p in arguments.patches.split(",")]

@@ -23,7 +23,7 @@ from skimage.metrics import structural_similarity
 
 from deconvviz import OcclusionSensitivity
 from deconvviz.images import load_picture, to_input
-from deconvviz.refinement import Refine
+from deconvviz.occlusion import Refine
 
 PATCH, STRIDE = 32, 4
 BATCHES = (8, 32)

@@ -20,14 +20,9 @@ SIDE = 112
 
 def vectors(model: torch.nn.Module, patches: list[Tensor]) -> Tensor:
     """The deeper layer's mean activation of each patch, scaled to one size: unit vectors (patches, maps)."""
-    scaled = [
-        torch.nn.functional.interpolate(p[None], (SIDE, SIDE), mode="bilinear", antialias=True)
-        for p in patches
-    ]
+    scaled = [torch.nn.functional.interpolate(p[None], (SIDE, SIDE), mode="bilinear", antialias=True) for p in patches]
     with torch.no_grad():
-        found = torch.cat(
-            [model.features[:DEEPER](part).mean((2, 3)) for part in torch.cat(scaled).split(32)]
-        )
+        found = torch.cat([model.features[:DEEPER](part).mean((2, 3)) for part in torch.cat(scaled).split(32)])
     found = found - found.mean(0)
     return torch.nn.functional.normalize(found, dim=1)
 
@@ -59,9 +54,7 @@ def main() -> None:
         for m, r in by_image[number]:
             (y0, y1), (x0, x1) = layer.box(m, r)
             patches[m, r] = image[:, y0:y1, x0:x1].clone()
-    found = vectors(model, [patches[m, r] for _, m, r in units]).view(
-        len(living), layer.strongest.values.shape[1], -1
-    )
+    found = vectors(model, [patches[m, r] for _, m, r in units]).view(len(living), layer.strongest.values.shape[1], -1)
     real = agreement(found)
     generator = torch.Generator().manual_seed(0)
     flat, wins, random = found.flatten(0, 1), [], []
@@ -71,9 +64,7 @@ def main() -> None:
         random.append(float(drawn.mean()))
         wins.append(float((real > drawn).double().mean()))
     print(f"{LAYER}: {len(living)} living maps of {len(layer)}")
-    print(
-        f"mean similarity of two of a map's patches: {real.mean():.3f}, of all maps': {sum(random) / 20:.3f}"
-    )
+    print(f"mean similarity of two of a map's patches: {real.mean():.3f}, of all maps': {sum(random) / 20:.3f}")
     print(f"a map's own patches agree more: {100 * sum(wins) / len(wins):.1f}% of the maps")
 
 

@@ -5,36 +5,34 @@ The deconvnet of Zeiler & Fergus, *Visualizing and Understanding Convolutional N
 
 The package, from what users call down to single steps (imports only go down)::
 
-    cli, commands, demo     the command line, what each command does, the demo page
-    evolution               FeatureEvolution: features through training; its result in evolution_result
-    occlusion               OcclusionSensitivity
-    deconvnet, comparison   Deconvnet, NeuronDeconvnet; a projection beside captum's methods
+    cli, demo               the command line, one file a command; the demo page
+    evolution               FeatureEvolution: features through training
     filter_grid             FilterGrid: every map's strongest units over a data set, projected
     explorer                a grid as a page to browse
-    grid_layer, feature_map a grid's results
     diagnostics             dead, grey, duplicate and aliased filters
     invariance              features under translation, scale and rotation
     correspondence          are the same parts treated alike
     evidence                which feature maps carry a class
-    sweep                   many windows through a model: engine, batch size, failures
-    clean_passes            the passes that can be computed again in part
-    incremental             exact re-inference of only what a patch changed
-    windows, fills, shards  what is covered, by what, and by which process
-    unit_projection         single units, each from the crop that it sees
+    comparison              a projection beside captum's methods and shuffled weights
+    occlusion               OcclusionSensitivity: windows, what covers them, engines, figure 7
+    deconvnet, check        Deconvnet, NeuronDeconvnet; how each operation goes back
+    grid                    a grid's results, and units projected from the crops that they see
+    units, targets          which units a projection starts from; captum's targets and selectors
     mining                  one pass over a data set: the strongest units, resumable and mergeable
+    incremental             exact re-inference of only what a patch changed
+    features                the outputs of some layers
+    projection, boxes       signals back to the pixels, many at a time; those that fill a box
     geometry                receptive fields of any graph's units
-    projection              signals back to the pixels, many at a time
     capture                 watch a forward pass, then leave the model as it was found
-    layers                  find a layer by name, module or call
+    layers, inputs          find a layer by name, module or call; check what a model is given
+    shards                  work shared among processes
     rules                   how a signal goes back through each operation: one table
     switches                where each max fell; put a signal back there
     tape                    what a pass did, as a straight-line program
-    targets, inputs, images captum's targets; checks; pictures in and out
-    model_zoo, weights_file a model by its name; weights from a file, safely
-    models                  the paper's networks and their ablations
-    plotting                matplotlib figures of results, which call it and which it does not import
-    spectrum                a kernel's energy over frequencies
-    errors                  DeconvvizError and its kinds
+    models                  the paper's networks; a model by its name, weights from a file, safely
+    plotting, templates     figures and pages of results, which call them and which they do not import
+    images                  pictures in and out
+    memory, errors          running out of memory; DeconvvizError and its kinds
 """
 
 from deconvviz.deconvnet import CheckReport, Deconvnet, NeuronDeconvnet

@@ -63,10 +63,7 @@ class Boxed:
                     slice(max(first, 0), max(min(first + size, end), 0))
                     for first, size, end in zip(firsts, self.size, self.space, strict=True)
                 ]
-                held = [
-                    slice(c.start - first, max(c.stop - first, 0))
-                    for c, first in zip(cells, firsts, strict=True)
-                ]
+                held = [slice(c.start - first, max(c.stop - first, 0)) for c, first in zip(cells, firsts, strict=True)]
                 place, part = (m, n, slice(None), *cells), (m, n, slice(None), *held)
                 whole[place] += self.content[part]
         return whole
@@ -96,16 +93,13 @@ class Boxed:
             if not within.all():
                 shape = [1] * len(self.space)
                 shape[axis] = -1
-                content = content * within.view(*within.shape[:2], 1, *shape).to(
-                    content.device, content.dtype
-                )
+                content = content * within.view(*within.shape[:2], 1, *shape).to(content.device, content.dtype)
         return self.holding(content)
 
     def _cells(self) -> list[Tensor]:
         """For each axis the cells (M or 1, N, size) of the boxes."""
         return [
-            first.unsqueeze(-1) + torch.arange(n, device="cpu")
-            for first, n in zip(self.firsts, self.size, strict=True)
+            first.unsqueeze(-1) + torch.arange(n, device="cpu") for first, n in zip(self.firsts, self.size, strict=True)
         ]
 
     def __add__(self, other: Boxed | Tensor) -> Boxed | Tensor:

@@ -69,13 +69,9 @@ class CheckReport:
 
 def explains(tape: Tape, inputs: Sequence[Tensor], output: Any) -> bool:
     """Whether a tape, replayed on other inputs, gives what the model gave for them; true where that says nothing."""
-    constants = (
-        tape.random or tape.content_read or any(s.derived or s.operation == HIDDEN_CODE for s in tape.steps)
-    )
+    constants = tape.random or tape.content_read or any(s.derived or s.operation == HIDDEN_CODE for s in tape.steps)
     pairs = [(i, t) for i, t in zip(tape.calls[-1].outputs, flatten(output), strict=False) if i is not None]
     if constants or any(tape.values[i].shape != t.shape for i, t in pairs):
         return True
     found = tape.replay_all([i for i, _ in pairs], inputs)
-    return all(
-        torch.allclose(found[i], t, 1e-3, 1e-3 * float(t.abs().max()), equal_nan=True) for i, t in pairs
-    )
+    return all(torch.allclose(found[i], t, 1e-3, 1e-3 * float(t.abs().max()), equal_nan=True) for i, t in pairs)

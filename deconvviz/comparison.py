@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from deconvviz.capture import left_as_found, require_module, watch
 from deconvviz.deconvnet import Deconvnet
 from deconvviz.errors import InvalidInput
-from deconvviz.inputs import input_tensors
+from deconvviz.inputs import input_images
 from deconvviz.layers import Layer, locate
+from deconvviz.units import integer
 
 
 @dataclass(frozen=True)
@@ -70,20 +71,23 @@ def compare(
         InvalidInput: more than one image, or a call of the layer that is not its last, which alone captum
             can show; else as :meth:`Deconvnet.project`.
     """
-    if image.dim() < 2 or len(image) != 1:
-        raise InvalidInput(f"image has shape {tuple(image.shape)}; expected one image, (1, C, H, W)")
     model = require_module(model)
+    image = input_images(image, model)
+    if len(image) != 1:
+        raise InvalidInput(f"image has shape {tuple(image.shape)}; expected one image, (1, C, H, W)")
     name, number = locate(model, layer)
     module = model.get_submodule(name)
     deconv = Deconvnet(model, on_unsupported=on_unsupported)
     deconv.close()
+    try:
+        fmap = integer(fmap)
+    except TypeError:
+        raise InvalidInput(f"fmap is {fmap!r}; expected the number of one feature map") from None
     (position,) = deconv.strongest_position(layer, fmap, inputs=image)
     place: Any = position or "max"
-    tape, _ = watch(model, input_tensors(image, model))
+    tape, _ = watch(model, (image,))
     if number not in (None, last := tape.counts()[name]):
-        raise InvalidInput(
-            f"layer {layer!r} is not the last call, '{name}#{last}', which alone captum can show"
-        )
+        raise InvalidInput(f"layer {layer!r} is not the last call, '{name}#{last}', which alone captum can show")
     with Deconvnet(shuffled or shuffled_weights(model), on_unsupported=on_unsupported) as random:
         name = layer if isinstance(layer, str) else name
         randomized = random.project(name, fmap, inputs=image, position=place, seed="one")

@@ -34,9 +34,9 @@ from torch import Tensor, nn
 from deconvviz.capture import require_module
 from deconvviz.errors import InvalidInput
 from deconvviz.features import features, layer_names
-from deconvviz.fills import Fill, filled
 from deconvviz.inputs import input_images
 from deconvviz.layers import Layer
+from deconvviz.occlusion.fills import Fill, filled
 
 RANDOM = "random"
 
@@ -109,7 +109,8 @@ def correspondence(
         images: (N, C, H, W) with N >= 2, as the model takes them.
         boxes: for each part's name one box an image, (N, 4): y0, y1, x0, x1 in pixels, ends excluded.
         layers: dotted names, modules or calls, one or several.
-        fill: what a box is filled with, see :func:`~deconvviz.fills.filled`; 0 is the mean colour of normalised images.
+        fill: what a box is filled with, see :func:`~deconvviz.occlusion.fills.filled`; 0 is the mean colour of
+            normalised images.
         draws: how often random boxes are drawn, one an image, of the sizes of each part in turn.
         seed: of the draws.
 
@@ -141,10 +142,7 @@ def correspondence(
             occluded = features(model, _occluded(images, occlusion, cover), names)
             for found, x, hidden in zip(differing, clean, occluded, strict=True):
                 found.append(_compared((x - hidden).flatten(1).sign().cpu()))
-        rows += [
-            Consistency(part, name, *torch.cat(found, 1))
-            for name, found in zip(names, differing, strict=True)
-        ]
+        rows += [Consistency(part, name, *torch.cat(found, 1)) for name, found in zip(names, differing, strict=True)]
     return Correspondence(tuple(rows))
 
 
@@ -183,9 +181,7 @@ def _checked(name: str, box: Any, images: Tensor) -> Tensor:
     except (TypeError, ValueError, RuntimeError):
         raise InvalidInput(f"the boxes of {name!r} are {box!r}; {expected}") from None
     if boxes.shape != (len(images), 4) or boxes.is_floating_point():
-        raise InvalidInput(
-            f"the boxes of {name!r} are {boxes.dtype} of shape {tuple(boxes.shape)}; {expected}"
-        )
+        raise InvalidInput(f"the boxes of {name!r} are {boxes.dtype} of shape {tuple(boxes.shape)}; {expected}")
     y0, y1, x0, x1 = boxes.T
     wrong = (y0 < 0) | (y0 >= y1) | (y1 > height) | (x0 < 0) | (x0 >= x1) | (x1 > width)
     if wrong.any():

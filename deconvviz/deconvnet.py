@@ -125,9 +125,7 @@ class Deconvnet(Attribution):
     def strongest(self, layer: Layer, k: int = 1, *, inputs: Any = None) -> Tensor:
         """The ``k`` feature maps (N, k) with the largest total activation in each image, largest first."""
         _, _, activation = self._layer(layer, inputs)
-        expected = (
-            f"layer {layer!r} has {activation.shape[1]} feature maps: expected 1 to {activation.shape[1]}"
-        )
+        expected = f"layer {layer!r} has {activation.shape[1]} feature maps: expected 1 to {activation.shape[1]}"
         try:
             k = integer(k)
         except TypeError:
@@ -136,9 +134,7 @@ class Deconvnet(Attribution):
             raise FeatureMapOutOfRange(f"k is {k}; {expected}")
         return strongest(activation, k)
 
-    def strongest_position(
-        self, layer: Layer, fmap: FeatureMaps, *, inputs: Any = None
-    ) -> list[tuple[int, ...]]:
+    def strongest_position(self, layer: Layer, fmap: FeatureMaps, *, inputs: Any = None) -> list[tuple[int, ...]]:
         """Where each image's feature map is strongest, in map cells: one tuple, (y, x), an image."""
         _, _, activation = self._layer(layer, inputs)
         single, maps = feature_maps(activation, fmap)
@@ -273,9 +269,7 @@ class NeuronDeconvnet(NeuronAttribution):
 
 def _require_batch(tape: Tape) -> None:
     if any(tensor.shape[:1] == (0,) for tensor in tape.tensors):
-        raise InvalidInput(
-            f"the model was given shape {tuple(tape.tensors[0].shape)}; expected at least one image"
-        )
+        raise InvalidInput(f"the model was given shape {tuple(tape.tensors[0].shape)}; expected at least one image")
     if tape.unbatched():
         raise InvalidInput(
             f"the model was given shape {tuple(tape.tensors[0].shape)}; expected a batch, usually (N, C, H, W): "

@@ -99,9 +99,7 @@ def evidence(model: nn.Module, image: Tensor, layer: Layer, target: int | None =
     model = require_module(model)
     image = input_images(image, model)
     if len(image) != 1:
-        raise InvalidInput(
-            f"image has shape {tuple(image.shape)}; expected one image (1, C, H, W): images[:1]"
-        )
+        raise InvalidInput(f"image has shape {tuple(image.shape)}; expected one image (1, C, H, W): images[:1]")
     name, number = locate(model, layer)
     with evaluating(model):
         tape, scores = watch(model, [image.expand(BATCH, *image.shape[1:])])
@@ -117,16 +115,12 @@ def evidence(model: nn.Module, image: Tensor, layer: Layer, target: int | None =
     place, output = only_output(find_call(tape, name, number)), only_output(tape.calls[-1])
     maps = tape.replay(place)
     if maps.dim() < 2 or len(maps) != BATCH:
-        raise InvalidInput(
-            f"layer {name!r} gives shape {tuple(maps.shape)}; expected feature maps (N, C, ...)"
-        )
+        raise InvalidInput(f"layer {name!r} gives shape {tuple(maps.shape)}; expected feature maps (N, C, ...)")
     address = name if number is None else f"{name}#{number}"
     activation = maps[0].flatten(1).sum(1) if maps.dim() > 2 else maps[0]
     score = _scores(tape, place, output, maps)[0, chosen]
     effect = score - _ablated(tape, place, output, maps, chosen)
-    return Evidence(
-        address, chosen, float(score), activation, effect, _weight(tape, place, output, maps, chosen)
-    )
+    return Evidence(address, chosen, float(score), activation, effect, _weight(tape, place, output, maps, chosen))
 
 
 def _scores(tape: Tape, place: int, output: int, maps: Tensor, gradient: bool = False) -> Tensor:

@@ -35,8 +35,8 @@ from deconvviz.capture.reading import evaluating
 from deconvviz.comparison import shuffled_weights
 from deconvviz.errors import InvalidInput, NoForwardPass, UnknownLayer
 from deconvviz.explorer import explore
-from deconvviz.feature_map import mosaic
-from deconvviz.grid_layer import GridLayer, LayerPlace, find_places
+from deconvviz.grid.feature_map import mosaic
+from deconvviz.grid.layer import GridLayer, LayerPlace, find_places
 from deconvviz.images import display_scale, displayable
 from deconvviz.inputs import input_images
 from deconvviz.layers import Layer, locate
@@ -142,9 +142,7 @@ class FilterGrid(Attribution):
             done, total = found.shares[0][2], len(range(rank, len(images), world)) or None
             batches = images.batches(sample.shape, batch_size, workers, (rank, world), done)
             with (
-                mining(
-                    self.model, self._calls(), found.layers, self._like(), autocast, channels_last
-                ) as miner,
+                mining(self.model, self._calls(), found.layers, self._like(), autocast, channels_last) as miner,
                 tqdm(total=total, initial=done, unit="image", disable=not progress) as bar,
             ):
                 found = mine(miner, batches, found, path, every, bar.update)
@@ -225,7 +223,7 @@ class FilterGrid(Attribution):
     # ── results ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def __getitem__(self, layer: Layer) -> GridLayer:
-        """A layer's maps: ``grid["features.10"][42]`` is one :class:`~deconvviz.feature_map.FeatureMap`."""
+        """A layer's maps: ``grid["features.10"][42]`` is one :class:`~deconvviz.grid.feature_map.FeatureMap`."""
         found = self.found
         name, number = locate(self.model, layer)
         for place, strongest in zip(self._places, found.layers, strict=True):
@@ -246,9 +244,7 @@ class FilterGrid(Attribution):
     def found(self) -> Found:
         """The mined units of all layers; raises :class:`NoForwardPass` before :meth:`fit`."""
         if self._found is None:
-            raise NoForwardPass(
-                "nothing has been mined yet: call fit(data) first, or FilterGrid.load(path, model)"
-            )
+            raise NoForwardPass("nothing has been mined yet: call fit(data) first, or FilterGrid.load(path, model)")
         return self._found
 
     def name(self, image: int) -> str:
@@ -280,18 +276,14 @@ class FilterGrid(Attribution):
         return explore(self, out, shuffled=shuffled, title=name, **options)
 
     @staticmethod
-    def filters(
-        model: nn.Module, layer: Layer, common_scale: bool = True, cell: int = 48
-    ) -> NDArray[np.uint8]:
+    def filters(model: nn.Module, layer: Layer, common_scale: bool = True, cell: int = 48) -> NDArray[np.uint8]:
         """A convolution's kernels about mid-grey, as pixels (H, W, 3); other than 3 input maps by their mean.
 
         ``common_scale`` makes their brightness comparable; else each has its own contrast.
         """
         module = model.get_submodule(locate(model, layer)[0])
         if not isinstance(module, nn.Conv2d):
-            raise InvalidInput(
-                f"layer {layer!r} is a {type(module).__name__}; expected a Conv2d, which has kernels"
-            )
+            raise InvalidInput(f"layer {layer!r} is a {type(module).__name__}; expected a Conv2d, which has kernels")
         kernels = module.weight.detach()
         scale = display_scale(kernels) or None if common_scale else None
         columns = math.ceil(math.sqrt(1.5 * len(kernels)))

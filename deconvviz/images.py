@@ -67,9 +67,7 @@ def load_picture(path: str | os.PathLike[str]) -> Image.Image:
         file = Path(path).open("rb")  # noqa: SIM115 (closed below: errors from here on are the picture's)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise PictureError(
-            f"{path} cannot be opened ({reason}): give the path of a readable file."
-        ) from error
+        raise PictureError(f"{path} cannot be opened ({reason}): give the path of a readable file.") from error
     with file:
         try:
             return _decode(file)
@@ -160,9 +158,7 @@ def to_input(
     if max(picture.size) * resize**2 >= MAX_PIXELS * min(picture.size):
         found = f"picture is {picture.width} x {picture.height} pixels, too thin or empty"
         raise InvalidInput(f"{found}: expected under {MAX_PIXELS} with a short side of {resize}. Crop it.")
-    prepare = ImageClassification(
-        crop_size=size, resize_size=resize, mean=mean, std=std, interpolation=interpolation
-    )
+    prepare = ImageClassification(crop_size=size, resize_size=resize, mean=mean, std=std, interpolation=interpolation)
     return prepare(_rgb(picture))
 
 
@@ -200,9 +196,7 @@ def display_scale(projection: Tensor, percentile: float = 99.5) -> float:
     return float(np.percentile(magnitudes, percentile)) if magnitudes.size else 0.0
 
 
-def displayable(
-    projection: Tensor, scale: float | None = None, percentile: float = 99.5
-) -> NDArray[np.uint8]:
+def displayable(projection: Tensor, scale: float | None = None, percentile: float = 99.5) -> NDArray[np.uint8]:
     """Show a signed (C, H, W) map about mid-grey: 0 as 128, ``scale`` as 255, ``-scale`` as 1, clipped.
 
     Three channels are shown as RGB, any other number as grey, by their mean. An all-zero map is plain 128
@@ -301,6 +295,4 @@ def atomic_write(path: str | os.PathLike[str], suffixes: Sequence[str]) -> Itera
             temporary.unlink(missing_ok=True)
     except OSError as error:
         reason = error.strerror or error
-        raise PictureError(
-            f"{path} cannot be written ({reason}): choose another folder or format."
-        ) from error
+        raise PictureError(f"{path} cannot be written ({reason}): choose another folder or format.") from error

@@ -69,9 +69,7 @@ class _Sweep(NamedTuple):
 
 
 SWEEPS = {
-    "translation": _Sweep(
-        translation, "pixels down", lambda height: _steps(-60 * height / 224, 60 * height / 224, 25)
-    ),
+    "translation": _Sweep(translation, "pixels down", lambda height: _steps(-60 * height / 224, 60 * height / 224, 25)),
     "scale": _Sweep(scale, "factor", lambda height: _steps(1, 1.8, 17)),
     "rotation": _Sweep(rotation, "degrees clockwise", lambda height: _steps(0, 360, 25)),
 }
@@ -176,7 +174,7 @@ def _numbers(amounts: Any) -> list[float]:
 
 def _transformed(move: Transform, images: Tensor, amount: float) -> Tensor:
     try:
-        return move(images, amount)
+        return move(images.clone(), amount)  # it may work in place
     except ValueError as error:
         raise InvalidInput(f"amount {amount:g} was refused by the transform: {error}") from error
 

@@ -117,12 +117,7 @@ class _Way:
 
     def budget(self) -> int:
         """Bytes for the signals: as many as the largest value on the way took in the pass, or more if that is small."""
-        values = [
-            self._tape.values[i]
-            for step in self.steps
-            for i in (*step.inputs, *step.outputs)
-            if i is not None
-        ]
+        values = [self._tape.values[i] for step in self.steps for i in (*step.inputs, *step.outputs) if i is not None]
         largest = max((value.shape.numel() * value.dtype.itemsize for value in values), default=0)
         cpu = self._tape.tensors[0].device.type == "cpu"
         return max(SMALLEST_BUDGET if cpu else DEVICE_BUDGET, largest)
@@ -153,9 +148,7 @@ class _Way:
 
     def _unsupported(self, step: Step) -> str:
         place = address(step.module, step.number, self._tape.counts())
-        or_else = (
-            ', or take the plain gradient at such operations: Deconvnet(model, on_unsupported="gradient")'
-        )
+        or_else = ', or take the plain gradient at such operations: Deconvnet(model, on_unsupported="gradient")'
         return (
             f"no rule for {step.operation!r} in {described(place)}, so the deconvnet is not defined "
             f"there. Choose a layer before it{'' if step.operation == HIDDEN_CODE else or_else}"

@@ -65,9 +65,7 @@ def gathered(rows: Tensor, shard: bool) -> Tensor:
     """
     if shard:
         _tell(None, shard)
-        device = (
-            torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else rows.device
-        )
+        device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else rows.device
         whole = rows.to(device)
         with _waiting():
             dist.all_reduce(whole)
@@ -93,6 +91,4 @@ def _waiting() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise OtherProcessFailed(
-            f"another process was killed, interrupted or can't be reached: {error}"
-        ) from error
+        raise OtherProcessFailed(f"another process was killed, interrupted or can't be reached: {error}") from error

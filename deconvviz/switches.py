@@ -39,9 +39,7 @@ class Windows:
 
     @staticmethod
     @functools.lru_cache(maxsize=256)
-    def strided(
-        size: Sizes, output: Sizes, kernel: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes
-    ) -> Windows:
+    def strided(size: Sizes, output: Sizes, kernel: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes) -> Windows:
         """The windows of a max pool: cell o starts at input index ``o * stride - padding``."""
         starts = (tuple(range(-p, o * s - p, s)) for o, s, p in zip(output, stride, padding, strict=True))
         return Windows(tuple(starts), kernel, dilation, size)
@@ -100,9 +98,7 @@ class Windows:
         """The modulus under which a window's distances all differ, if a byte holds it, and each one's rest."""
         if math.prod(self.kernel) <= 256:
             steps = zip(self.kernel, self.dilation, self.widths, strict=True)
-            offsets = [
-                range(0, kernel * dilation * width, dilation * width) for kernel, dilation, width in steps
-            ]
+            offsets = [range(0, kernel * dilation * width, dilation * width) for kernel, dilation, width in steps]
             distances = set(map(sum, itertools.product(*offsets)))
             for modulus in range(256, len(distances) - 1, -1):
                 rests = {distance % modulus: distance for distance in distances}

@@ -67,9 +67,7 @@ def feature_maps(activation: Tensor, fmap: FeatureMaps) -> tuple[bool, Tensor]:
     return single, maps.expand(images, -1)
 
 
-def seeds(
-    activation: Tensor, maps: Tensor, position: Position, seed: str
-) -> Callable[[slice], Tensor | Boxed]:
+def seeds(activation: Tensor, maps: Tensor, position: Position, seed: str) -> Callable[[slice], Tensor | Boxed]:
     """A function that makes the seeds (M, N, C, *S) of a slice of the M maps; of single units, in boxes of one cell."""
     images, _, *space = activation.shape
     cells = activation.flatten(2) if space else activation.unsqueeze(-1)

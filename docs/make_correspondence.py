@@ -15,7 +15,7 @@ import torch
 
 from deconvviz.correspondence import correspondence
 from deconvviz.images import load_picture, to_input, to_pixels
-from deconvviz.model_zoo import load_model
+from deconvviz.models.zoo import load_model
 from deconvviz.plotting import panel, save_figure
 
 LAYERS = ("features.12", "classifier.3")

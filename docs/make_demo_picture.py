@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from deconvviz.demo_results import photographs
+from deconvviz.demo.results import photographs
 from deconvviz.plotting import panel, save_figure
 
 OUT = Path(__file__).parent / "images" / "demo.png"

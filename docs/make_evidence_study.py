@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from deconvviz.demo_data import demo_model
+from deconvviz.demo.data import demo_model
 from deconvviz.evidence import Evidence, evidence
 from deconvviz.images import load_picture, to_input
-from deconvviz.model_zoo import load_model
+from deconvviz.models.zoo import load_model
 from deconvviz.plotting import save_figure
 
 LAYER, EVERY, EXAMPLE = "features.12", 4, 409
@@ -71,9 +71,7 @@ ROWS = {
     "its share of all that speaks for the class, mean": lambda r: f"{np.mean(r['share']):.1%}",
     "the share of the map that matters most, mean": lambda r: f"{np.mean(r['best_share']):.1%}",
     "that map's rank by activation, median": lambda r: f"{np.median(r['best_rank']):.0f}",
-    "maps that together hold half of what speaks for the class, median": lambda r: (
-        f"{np.median(r['half']):.0f}"
-    ),
+    "maps that together hold half of what speaks for the class, median": lambda r: f"{np.median(r['half']):.0f}",
 }
 
 
@@ -158,9 +156,7 @@ def main() -> None:
     )
     example = evidence(nets["pruned"], to_input(load_picture(paths[EXAMPLE]))[None], LAYER, EXAMPLE)
     docs = Path(__file__).parent
-    ranks = {
-        f"SqueezeNet {v}, {name}": found[name]["rank"] for name, v in (("pruned", "1.0"), ("dense", "1.1"))
-    }
+    ranks = {f"SqueezeNet {v}, {name}": found[name]["rank"] for name, v in (("pruned", "1.0"), ("dense", "1.1"))}
     save_figure(draw(ranks, example), docs / "images" / "evidence.png", dpi=110)
     (docs / "evidence_study.md").write_text(text)
     print(text)

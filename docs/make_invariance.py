@@ -15,7 +15,7 @@ import torch
 
 from deconvviz.images import load_picture, to_input
 from deconvviz.invariance import SWEEPS, invariance
-from deconvviz.model_zoo import load_model
+from deconvviz.models.zoo import load_model
 from deconvviz.plotting import save_figure
 
 LAYERS = ("features.1", "features.12")

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from deconvviz.demo_data import demo_photographs
+from deconvviz.demo.data import demo_photographs
 
 DOCS = Path(__file__).parent
 OUT = DOCS / "images" / "occlusion_figure7.png"
@@ -36,9 +36,7 @@ def main() -> None:
         occlusion_figure7.main([*map(str, pictures), *options])
         rows = [np.asarray(Image.open(drawn / picture.name).convert("RGB")) for picture in pictures]
     page = Image.fromarray(np.concatenate([row[:-25] for row in rows]))  # without each row's empty foot
-    page.resize((page.width * 4 // 5, page.height * 4 // 5), Image.Resampling.LANCZOS).save(
-        OUT, optimize=True
-    )
+    page.resize((page.width * 4 // 5, page.height * 4 // 5), Image.Resampling.LANCZOS).save(OUT, optimize=True)
     print(f"{OUT}: {OUT.stat().st_size / 1000:.0f} kB")
 
 

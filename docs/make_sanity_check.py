@@ -17,7 +17,7 @@ from torch import Tensor
 from deconvviz import Deconvnet
 from deconvviz.comparison import shuffled_weights
 from deconvviz.images import load_picture, to_input
-from deconvviz.model_zoo import load_model
+from deconvviz.models.zoo import load_model
 
 LAYERS = ("features.5", "features.10")
 PICTURES, MAPS = 10, 5
@@ -87,13 +87,9 @@ def main() -> None:
     weights, folder = sys.argv[1:]
     model = load_model("squeezenet1_0", weights).model
     paths = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
-    images = torch.stack(
-        [to_input(load_picture(path)) for path in paths[:: len(paths) // PICTURES][:PICTURES]]
-    )
+    images = torch.stack([to_input(load_picture(path)) for path in paths[:: len(paths) // PICTURES][:PICTURES]])
     rows = measure(model, images)
-    text = HEADER.format(
-        units=sum(map(len, rows.values())), pictures=PICTURES, maps=MAPS, layers=" and ".join(LAYERS)
-    )
+    text = HEADER.format(units=sum(map(len, rows.values())), pictures=PICTURES, maps=MAPS, layers=" and ".join(LAYERS))
     for layer, found in rows.items():
         signed, absolute, other, other_absolute = np.array(found).T
         low, high = np.quantile(signed, [0.1, 0.9])

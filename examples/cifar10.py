@@ -66,9 +66,7 @@ def _files(data: Path, split: str) -> Iterator[tuple[str, str, Path | io.BytesIO
                 if file.endswith(".jpg") and folder == split:
                     yield label, name, io.BytesIO(archive.read(name))
     else:
-        raise InvalidInput(
-            f"{data} is no folder and no .zip; expected train|test/CLASS/*.jpg in one of these"
-        )
+        raise InvalidInput(f"{data} is no folder and no .zip; expected train|test/CLASS/*.jpg in one of these")
 
 
 def _pixels(file: Path | io.BytesIO, name: str) -> np.ndarray:

@@ -12,7 +12,7 @@ from captum.attr import NeuronDeconvolution, NeuronGradient
 
 from deconvviz import Deconvnet, NeuronDeconvnet
 from deconvviz.images import displayable, load_picture, to_pixels
-from deconvviz.model_zoo import load_model
+from deconvviz.models.zoo import load_model
 from deconvviz.plotting import panel, save_figure
 
 
@@ -22,9 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", default="googlenet")
     parser.add_argument("--weights", help="DEFAULT, or a state dict's FILE")
     parser.add_argument("--layer", default="inception4a")
-    parser.add_argument(
-        "--unit", type=int, nargs=3, help="map, y, x; default: the strongest map where it is strongest"
-    )
+    parser.add_argument("--unit", type=int, nargs=3, help="map, y, x; default: the strongest map where it is strongest")
     parser.add_argument("--out", type=Path, default=Path("beside_captum.png"))
     options = parser.parse_args(arguments)
 
@@ -40,9 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
         "captum's deconvolution": NeuronDeconvolution(loaded.model, module),
         "captum's plain gradient": NeuronGradient(loaded.model, module),
     }
-    maps = {
-        name: method.attribute(image.clone(), tuple(unit))[0].detach() for name, method in methods.items()
-    }
+    maps = {name: method.attribute(image.clone(), tuple(unit))[0].detach() for name, method in methods.items()}
     ours, theirs, gradient = maps.values()
     print(f"captum's deconvolution is {(theirs - ours).norm() / ours.norm():.0%} off the deconvnet,")
     print(f"and {(theirs - gradient).norm() / gradient.norm():.0%} off the plain gradient")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from deconvviz.features import features
-from deconvviz.model_zoo import load_model
+from deconvviz.models.zoo import load_model
 
 
 def describe(model: nn.Module, loader: torch.utils.data.DataLoader, layers: list[str], cells: int) -> tuple:
@@ -26,10 +26,7 @@ def describe(model: nn.Module, loader: torch.utils.data.DataLoader, layers: list
     found, labels = [], []
     for images, target in loader:
         maps = features(model, images, layers)
-        pooled = [
-            nn.functional.adaptive_avg_pool2d(m, min(cells, *m.shape[2:])) if m.dim() == 4 else m
-            for m in maps
-        ]
+        pooled = [nn.functional.adaptive_avg_pool2d(m, min(cells, *m.shape[2:])) if m.dim() == 4 else m for m in maps]
         found.append([p.flatten(1) for p in pooled])
         labels.append(target)
     return [torch.cat(parts) for parts in zip(*found, strict=True)], torch.cat(labels)
@@ -78,9 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     model = load_model(options.model, options.weights).model
     data, _ = pictures.load("folder", options.data, options.size)
     parts = pictures.split(data, options.per_class, options.test_per_class, options.seed)
-    (train, y), (test, y_test) = (
-        describe(model, pictures.batches(p), options.layers, options.cells) for p in parts
-    )
+    (train, y), (test, y_test) = (describe(model, pictures.batches(p), options.layers, options.cells) for p in parts)
     results: dict[str, dict[str, float]] = {}
     for layer, x, x_test in zip(options.layers, train, test, strict=True):
         mean, deviation = x.mean(0), x.std(0).clamp(min=1e-6) * x.shape[1] ** 0.5

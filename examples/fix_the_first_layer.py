@@ -37,9 +37,7 @@ def main() -> None:
             diagnosis = diagnose(model, test[0][:512])
             save_figure(diagnosis.figure("conv1"), path.with_suffix(".png"))
             train_error, test_error = cifar10.error(model, training), cifar10.error(model, test)
-            print(
-                f"{name}, seed {seed}: error {train_error:.1f}% train, {test_error:.1f}% test\n{diagnosis}\n"
-            )
+            print(f"{name}, seed {seed}: error {train_error:.1f}% train, {test_error:.1f}% test\n{diagnosis}\n")
 
 
 if __name__ == "__main__":

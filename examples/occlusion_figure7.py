@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deconvviz import OcclusionSensitivity
 from deconvviz.images import load_picture
-from deconvviz.model_zoo import load_model
+from deconvviz.models.zoo import load_model
 from deconvviz.plotting import save_figure
 from deconvviz.plotting.occlusion import figure7
 
@@ -21,9 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--layer", default="features.12")
     parser.add_argument("--patch", type=int, default=48)
     parser.add_argument("--stride", type=int, default=8)
-    parser.add_argument(
-        "--out", type=Path, default=Path("figure7"), help="folder, with a figure for each picture"
-    )
+    parser.add_argument("--out", type=Path, default=Path("figure7"), help="folder, with a figure for each picture")
     options = parser.parse_args(arguments)
 
     loaded = load_model(options.model, options.weights)
@@ -34,9 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
         label, clean = int(maps.targets[0, 0]), float(maps.clean_scores[0, 0])
         name = loaded.categories[label] if loaded.categories else label
         scores, totals = maps.score_cells[0, 0], maps.activation_cells[0]
-        centre = [
-            maps.boxes.flatten(0, 1)[int(cells.argmin())].view(2, 2).sum(1) // 2 for cells in (scores, totals)
-        ]
+        centre = [maps.boxes.flatten(0, 1)[int(cells.argmin())].view(2, 2).sum(1) // 2 for cells in (scores, totals)]
         print(
             f"{path.stem}: class {name}, {clean:.3f}, falls to {float(scores.min()):.3f} with the patch at "
             f"{tuple(centre[0].tolist())}; map {int(maps.fmaps[0])} falls by "

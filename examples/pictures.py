@@ -79,32 +79,21 @@ def load(name: str, root: Path, size: int, download: bool = False) -> tuple[Pict
             return Pictures(found, torch.tensor(found.targets), found.classes, size), None
         if name not in ("caltech101", "caltech256"):
             raise InvalidInput(f"no data set {name!r}; expected caltech101, caltech256, voc2012 or folder")
-        found = (datasets.Caltech101 if name == "caltech101" else datasets.Caltech256)(
-            root, download=download
-        )
+        found = (datasets.Caltech101 if name == "caltech101" else datasets.Caltech256)(root, download=download)
         return Pictures(found, torch.tensor(found.y), found.categories, size), None
     except (OSError, RuntimeError) as error:  # what torchvision raises where data is missing
-        remedy = (
-            "one folder of pictures a class"
-            if name == "folder"
-            else "it as torchvision keeps it; or --download"
-        )
+        remedy = "one folder of pictures a class" if name == "folder" else "it as torchvision keeps it; or --download"
         raise InvalidInput(f"{root} does not hold {name} ({error}); expected {remedy}") from error
 
 
 def _voc(root: Path, part: str, size: int, download: bool) -> Pictures:
     found = datasets.VOCDetection(root, "2012", part, download)
-    names = [
-        {thing.findtext("name") for thing in ElementTree.parse(path).iter("object")}
-        for path in found.annotations
-    ]
+    names = [{thing.findtext("name") for thing in ElementTree.parse(path).iter("object")} for path in found.annotations]
     labels = torch.tensor([[float(kind in present) for kind in VOC_CLASSES] for present in names])
     return Pictures(found, labels, VOC_CLASSES, size)
 
 
-def split(
-    data: Pictures, per_class: int | None, test_per_class: int = 50, seed: int = 0
-) -> tuple[Subset, Subset]:
+def split(data: Pictures, per_class: int | None, test_per_class: int = 50, seed: int = 0) -> tuple[Subset, Subset]:
     """``per_class`` random pictures of each class to train on (``None``: four of five), up to 50 others to test."""
     of_class: dict[int, list[int]] = defaultdict(list)
     for index, label in enumerate(data.labels.tolist()):

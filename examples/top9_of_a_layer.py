@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from deconvviz import FilterGrid
-from deconvviz.model_zoo import load_model
+from deconvviz.models.zoo import load_model
 from deconvviz.plotting import save_figure
 
 

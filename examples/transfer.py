@@ -26,7 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset
 
 from deconvviz.errors import InvalidInput
-from deconvviz.model_zoo import load_model
+from deconvviz.models.zoo import load_model
 
 
 def new_head(model: nn.Module, classes: int) -> nn.Module:
@@ -76,11 +76,7 @@ def run(model: nn.Module, loader: DataLoader, device: str, optimizer=None) -> tu
             output = getattr(output, "logits", output)  # GoogLeNet and Inception train with more heads
         if optimizer is not None:
             target = target.to(device)
-            loss = (
-                nn.functional.cross_entropy
-                if target.dim() == 1
-                else nn.functional.binary_cross_entropy_with_logits
-            )
+            loss = nn.functional.cross_entropy if target.dim() == 1 else nn.functional.binary_cross_entropy_with_logits
             optimizer.zero_grad()
             loss(output, target).backward()
             optimizer.step()
@@ -148,28 +144,17 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.scratch == (options.weights is not None):
         raise InvalidInput("expected --weights or --scratch, and not both")
-    if (
-        min(options.epochs, options.batch, options.size, options.test_per_class, *(options.per_class or [1]))
-        < 1
-    ):
-        raise InvalidInput(
-            "--epochs, --batch, --size, --per-class and --test-per-class are counts; expected 1 or more"
-        )
+    if min(options.epochs, options.batch, options.size, options.test_per_class, *(options.per_class or [1])) < 1:
+        raise InvalidInput("--epochs, --batch, --size, --per-class and --test-per-class are counts; expected 1 or more")
     data, own_test = pictures.load(options.dataset, options.data, options.size, options.download)
     if own_test and options.per_class:
         raise InvalidInput(f"{options.dataset} has its own training part; expected no --per-class")
     settings = ("size", "batch", "lr", "epochs", "seed", "frozen", "test_per_class")
-    about = {"model": options.model, "data": data.describe()} | {
-        name: vars(options)[name] for name in settings
-    }
+    about = {"model": options.model, "data": data.describe()} | {name: vars(options)[name] for name in settings}
     for per_class in options.per_class or [None]:
         kind = ("scratch" if options.scratch else "pretrained") + (" frozen" if options.frozen else "")
         name = f"{options.dataset} {options.model} {kind} {per_class or 'all'} a class, seed {options.seed}"
-        parts = (
-            (data, own_test)
-            if own_test
-            else pictures.split(data, per_class, options.test_per_class, options.seed)
-        )
+        parts = (data, own_test) if own_test else pictures.split(data, per_class, options.test_per_class, options.seed)
         model = start(options, len(data.classes), options.seed)
         path = options.out / (name.replace(" ", "_").replace(":", "_") + ".pth")
         checkpoint = Checkpoint(path, about | network(model))

@@ -39,9 +39,7 @@ def main() -> None:
     fmaps = {layer: torch.randperm(count)[: options.maps].tolist() for layer, count in counts.items()}
     kept, file = (options.out / f"seed{options.seed}{suffix}" for suffix in (".pth", ".npz"))
     run = f"seed {options.seed}, {options.epochs} epochs"
-    evolution = FeatureEvolution(
-        LAYERS, fmaps, training[0], options.looks, file=file, run=run, batch_size=256
-    )
+    evolution = FeatureEvolution(LAYERS, fmaps, training[0], options.looks, file=file, run=run, batch_size=256)
 
     def after_epoch(epoch: int) -> None:
         evolution(model, epoch)

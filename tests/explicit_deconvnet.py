@@ -177,9 +177,7 @@ def transposed_filters(signal: Tensor, conv: nn.Conv2d, shape: torch.Size) -> Te
             strict=True,
         )
     ]
-    return F.conv_transpose2d(
-        signal, conv.weight, None, conv.stride, conv.padding, rest, conv.groups, conv.dilation
-    )
+    return F.conv_transpose2d(signal, conv.weight, None, conv.stride, conv.padding, rest, conv.groups, conv.dilation)
 
 
 def spread(signal: Tensor, shape: torch.Size) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,24 +15,20 @@ PACKAGE = Path(deconvviz.__file__).parent
 LEVELS = [
     ["__main__"],
     ["cli"],
-    ["grid_commands", "occlude_command"],
-    ["commands"],
     ["demo", "evolution"],
-    ["demo_results"],
-    ["filter_grid", "evolution_result"],
-    ["explorer", "occlusion", "comparison", "diagnostics", "invariance", "correspondence", "evidence"],
-    ["occlusion_maps"],
-    ["deconvnet", "grid_layer"],
-    ["check", "units", "targets", "unit_projection", "feature_map"],
-    ["clean_passes", "sweep"],
+    ["filter_grid"],
+    ["explorer", "comparison", "diagnostics", "invariance", "correspondence", "evidence"],
+    ["occlusion"],
+    ["deconvnet", "grid"],
+    ["check", "units", "targets"],
     ["projection", "mining", "features", "incremental"],
-    ["capture", "geometry", "diagnosis_result"],
-    ["layers", "inputs", "windows", "fills", "shards", "refinement"],
+    ["capture", "geometry"],
+    ["layers", "inputs", "shards"],
     ["rules"],
     ["boxes", "switches"],
     ["tape"],
-    ["model_zoo", "plotting"],
-    ["models", "demo_data", "images", "weights_file", "spectrum"],
+    ["models", "plotting"],
+    ["images"],
     ["memory"],
     ["errors"],
 ]
@@ -43,8 +41,8 @@ def part(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported(path: Path) -> set[str]:
-    """The parts of the package that a file imports, at any depth; for type checking alone does not count."""
+def modules(path: Path) -> set[str]:
+    """What a file imports, at any depth; for type checking alone does not count."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
@@ -56,7 +54,12 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name}: a relative import"
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name.split(".")[1] for name in names if name.startswith("deconvviz.")}
+    return names
+
+
+def imported(path: Path) -> set[str]:
+    """The parts of the package that a file imports."""
+    return {name.split(".")[1] for name in modules(path) if name.startswith("deconvviz.")}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -68,6 +71,23 @@ def test_imports_go_down(path: Path) -> None:
     for other in imported(path) - {here}:
         if other in LEVEL:
             assert LEVEL[other] > LEVEL[here], f"{here} imports {other}, which is not below it"
+
+
+def test_no_import_goes_round() -> None:
+    """Nor between the files of one folder."""
+    dotted = {".".join(("deconvviz", *p.relative_to(PACKAGE).with_suffix("").parts)): p for p in FILES}
+    names = {name.removesuffix(".__init__"): path for name, path in dotted.items()}
+    graph = {}
+    for name, path in names.items():
+        found = {other if other in names else other.rpartition(".")[0] for other in modules(path)}
+        graph[name] = {other for other in found if other in names and other != name} - {"deconvviz"}
+    assert sum(map(len, graph.values())) > 200
+    TopologicalSorter(graph).prepare()
+
+
+def test_the_map_names_every_part() -> None:
+    drawn = str(deconvviz.__doc__).partition("::")[2]
+    assert {part(path) for path in FILES} - {"__init__", "__main__"} <= set(re.findall(r"\w+", drawn))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -16,7 +16,7 @@ from torchvision.transforms import ToTensor
 
 from deconvviz import FilterGrid
 from deconvviz.errors import CheckpointError
-from deconvviz.evolution_result import Evolution
+from deconvviz.evolution.result import Evolution
 from deconvviz.mining.archive import hash_of, load_archive, model_fingerprint, save_archive
 
 ARRAYS = {"a": np.arange(5000, dtype=np.float32).reshape(50, 100), "b": np.array([2**62], np.int64)}
@@ -27,9 +27,7 @@ def test_what_is_written_is_read(tmp_path):
     save_archive(path, {"layers": ["a", "é"]}, ARRAYS)
     header, arrays = load_archive(path)
     assert header["layers"] == ["a", "é"]
-    assert all(
-        (arrays[name] == array).all() and arrays[name].dtype == array.dtype for name, array in ARRAYS.items()
-    )
+    assert all((arrays[name] == array).all() and arrays[name].dtype == array.dtype for name, array in ARRAYS.items())
     assert [file.name for file in path.parent.iterdir()] == ["grid.npz"]
 
 
@@ -78,9 +76,7 @@ def test_file_names_that_are_no_utf_8(tmp_path):
         except OSError:
             pytest.skip("the file system has no such names")
     model = nn.Sequential(nn.Conv2d(3, 2, 3))
-    grid = FilterGrid(model, "0").fit(
-        folder, transform=ToTensor(), checkpoint=tmp_path / "grid.npz", progress=False
-    )
+    grid = FilterGrid(model, "0").fit(folder, transform=ToTensor(), checkpoint=tmp_path / "grid.npz", progress=False)
     assert set(grid["0"][0].names) == set(names)
     assert hash_of(names[0]) != hash_of(names[1])
 
@@ -115,9 +111,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, where):
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full) if where == "fsync" else monkeypatch.setattr(
-        type(path), "replace", full
-    )
+    monkeypatch.setattr(os, "fsync", full) if where == "fsync" else monkeypatch.setattr(type(path), "replace", full)
     with pytest.raises(CheckpointError, match="No space left"):
         save_archive(path, {"version": 2}, ARRAYS)
     assert load_archive(path)[0]["version"] == 1

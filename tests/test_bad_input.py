@@ -330,9 +330,7 @@ def test_layer_that_leaves_pytorch(layer, on_unsupported):
             lambda: NeuronDeconvnet(model, layer).attribute(IMAGES, (0, 0, 0)),
         ):
             with (
-                pytest.raises(
-                    UnsupportedOperation, match="'hidden code' in layer '1'.*layer before it"
-                ) as told,
+                pytest.raises(UnsupportedOperation, match="'hidden code' in layer '1'.*layer before it") as told,
             ):
                 call()
             assert "gradient" not in str(told.value)
@@ -581,9 +579,7 @@ def test_inputs_that_the_model_rejects(net, case, use):
 
 
 def test_inputs_that_the_model_has_no_place_for(net):
-    with Told(
-        OperationFailed, ValueError, "forward()", "positional", "(2, 3, 8, 8) float32", "model(inputs)"
-    ):
+    with Told(OperationFailed, ValueError, "forward()", "positional", "(2, 3, 8, 8) float32", "model(inputs)"):
         Deconvnet(net).attribute((IMAGES, IMAGES), 0)
 
 

@@ -19,9 +19,7 @@ integers = st.integers
 @st.composite
 def stacks(draw: st.DrawFn, spatial: int) -> nn.Sequential:
     """Two to five random layers with windows, of 4 channels each."""
-    conv, most, mean, norm = (
-        getattr(nn, f"{name}{spatial}d") for name in ("Conv", "MaxPool", "AvgPool", "BatchNorm")
-    )
+    conv, most, mean, norm = (getattr(nn, f"{name}{spatial}d") for name in ("Conv", "MaxPool", "AvgPool", "BatchNorm"))
     layers: list[nn.Module] = [conv(2, 4, draw(integers(1, 3)), padding=draw(integers(0, 2)))]
     for _ in range(draw(integers(1, 4))):
         kernel, stride = draw(integers(1, 3)), draw(integers(1, 3))

@@ -69,9 +69,7 @@ def test_neuron_of_a_released_model(name, layer):
     assert relative_error(NeuronDeconvnet(model, module).attribute(images, selector), expected) <= 1e-12
 
 
-@pytest.mark.parametrize(
-    "layer, call", [("layer3.1.conv2", "layer3.1.conv2"), ("layer2.0.relu", "layer2.0.relu#2")]
-)
+@pytest.mark.parametrize("layer, call", [("layer3.1.conv2", "layer3.1.conv2"), ("layer2.0.relu", "layer2.0.relu#2")])
 def test_a_module_is_its_name_and_its_last_call(layer, call):
     model, images = trained_like("resnet18"), pictures(2, 64)
     expected, *same = (

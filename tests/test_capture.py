@@ -84,9 +84,7 @@ def test_calls_of_a_block_that_calls_itself_are_counted_from_the_outermost():
     tape, _ = watch(nn.Sequential(block), [X])
     read = {}
     layers = [("0", number) for number in (1, 2, 3)]
-    with reading(
-        nn.Sequential(block), layers, lambda i, output: read.update({layers[i]: output.clone()})
-    ) as run:
+    with reading(nn.Sequential(block), layers, lambda i, output: read.update({layers[i]: output.clone()})) as run:
         run(X)
     for number in (1, 2, 3):
         output = tape.replay(find_call(tape, "0", number).outputs[0])
@@ -134,9 +132,7 @@ def test_a_pass_stops_at_the_layer(layer):
     ran, outputs = [], []
     for name, module in model.named_modules():
         module.register_forward_pre_hook(lambda _, args, name=name: ran.append(name))
-        module.register_forward_hook(
-            lambda _, args, output, name=name: outputs.append((name, output.clone()))
-        )
+        module.register_forward_hook(lambda _, args, output, name=name: outputs.append((name, output.clone())))
     model(images)
     whole, expected = list(ran), [output for name, output in outputs if name == layer[0]][layer[1] - 1]
     ran.clear()
@@ -670,9 +666,7 @@ def test_a_constant_that_a_layer_holds_is_not_hidden_code():
         lambda net, x: torch.as_tensor(np.abs(x)).view_as(x),
         lambda net, x: torch.tensor(np.asarray(x.relu())) * 2,
         lambda net, x: net.relu(torch.from_numpy(x.numpy() ** 2)),
-        lambda net, x: x.index_copy(
-            1, torch.tensor([2]), torch.from_dlpack(np.sqrt(np.from_dlpack(x**2)))[:, :1]
-        ),
+        lambda net, x: x.index_copy(1, torch.tensor([2]), torch.from_dlpack(np.sqrt(np.from_dlpack(x**2)))[:, :1]),
     ],
 )
 def test_hidden_code_in_the_middle_of_a_forward_is_refused(body, gradient):

@@ -13,8 +13,7 @@ import torch
 from conftest import build
 from PIL import Image
 
-from deconvviz import commands
-from deconvviz.cli import main
+from deconvviz.cli import commands, main
 from deconvviz.images import displayable, to_input
 
 NETS = """
@@ -145,9 +144,7 @@ def test_weights_from_a_file_make_the_difference(capsys):
     assert run("project", "a.png", "--model", "squeezenet1_1", *place, "random.png") == 0
     warning = capsys.readouterr().err
     assert warning.count("\n") == 1 and "random" in warning
-    assert (
-        run("project", "a.png", "--model", "squeezenet1_1", "--weights", "weights.pth", *place, "a1.png") == 0
-    )
+    assert run("project", "a.png", "--model", "squeezenet1_1", "--weights", "weights.pth", *place, "a1.png") == 0
     assert capsys.readouterr().err == ""
     assert (pixels("random.png") != pixels("a1.png")).any()
     assert is_alive("random.png") and is_alive("a1.png")
@@ -217,6 +214,9 @@ MISTAKES = {
     "failing factory": (["check", "--model", "nets:nix"], "AttributeError"),
     "unknown weights": (["check", "--model", "resnet18", "--weights", "V7"], "IMAGENET1K_V1"),
     "unknown device": (["check", *TINY, "--device", "nix"], "no device 'nix'"),
+    "device of an absent backend": (["check", *TINY, "--device", "hpu"], "no device 'hpu'"),
+    "device without content": (["check", *TINY, "--device", "meta"], "no device 'meta'"),
+    "quality": (["explore", "photos", *TINY, "--layers", "3", "--quality", "500", "--out", "o"], "expected 1 to 95"),
     "no pixels": (["check", *TINY, "--size", "0"], "'0'; expected 1 pixel or more"),
     "too small an input": (["layers", "--model", "nets:tiny", "--size", "2"], "(1, 3, 2, 2)"),
     "a model of two pictures": (["layers", "--model", "raft_small", "--size", "64"], "image2"),
@@ -334,8 +334,14 @@ def test_a_closed_pipe_is_no_error():
     assert process.wait() == 0
 
 
+def test_a_closed_output_is_no_error():
+    command = f"{sys.executable} -m deconvviz layers --model nets:tiny >&-"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment())
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def environment():
-    return os.environ | {"PYTHONPATH": str(Path(commands.__file__).parents[1])}
+    return os.environ | {"PYTHONPATH": str(Path(commands.__file__).parents[2])}
 
 
 @pytest.mark.parametrize("arguments", [[], ["demo"], ["project"], ["check"], ["layers"]])

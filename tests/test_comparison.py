@@ -88,3 +88,14 @@ def test_what_is_unsupported_is_an_error_unless_the_gradient_is_asked_for():
 def test_one_image_at_a_time():
     with pytest.raises(InvalidInput, match="expected one image"):
         compare(build("squeezenet1_1"), IMAGE.expand(2, -1, -1, -1), "features.7", 5)
+
+
+@pytest.mark.parametrize("fmap", [[1, 2], None, "strongest", 1.5])
+def test_one_map_at_a_time(fmap):
+    with pytest.raises(InvalidInput, match="expected the number of one feature map"):
+        compare(build("squeezenet1_1"), IMAGE, "features.7", fmap)
+
+
+def test_a_picture_that_is_no_tensor():
+    with pytest.raises(InvalidInput, match="ndarray"):
+        compare(build("squeezenet1_1"), IMAGE.numpy(), "features.7", 1)

@@ -123,9 +123,7 @@ def test_the_draws_are_seeded_and_of_the_parts_sizes(monkeypatch) -> None:
     assert all((s == torch.tensor([[20, 2], [3, 24]][i % 2])).all() for i, s in enumerate(sizes))
     random = torch.cat(drawn[2:])
     assert (random >= 0).all() and (random <= SIZE).all()
-    assert {0, 4} <= set(
-        random[: 6 * 40, 0][random[:, 1] - random[:, 0] == 20].tolist()
-    )  # up to both borders
+    assert {0, 4} <= set(random[: 6 * 40, 0][random[:, 1] - random[:, 0] == 20].tolist())  # up to both borders
     again = correspondence(model, images, boxes, ["3"], draws=40, seed=3)
     other = correspondence(model, images, boxes, ["3"], draws=40, seed=4)
     assert torch.equal(first["random", "3"].pairs, again["random", "3"].pairs)
@@ -179,9 +177,7 @@ def test_a_torchvision_model() -> None:
 def test_refusals(boxes, options, error, message) -> None:
     model, images, planted_boxes = planted()
     with pytest.raises(error, match=message):
-        correspondence(
-            model, images, planted_boxes if boxes is None else boxes, **({"layers": ["3"]} | options)
-        )
+        correspondence(model, images, planted_boxes if boxes is None else boxes, **({"layers": ["3"]} | options))
 
 
 def test_one_picture_and_an_unknown_row() -> None:

@@ -13,11 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from deconvviz import Deconvnet, OcclusionSensitivity, demo_data
+from deconvviz import Deconvnet, OcclusionSensitivity
 from deconvviz.cli import main
+from deconvviz.demo import data as data_module
 from deconvviz.demo import render_page
-from deconvviz.demo_data import demo_model, demo_photographs
-from deconvviz.demo_results import Method, Photograph, Stage, Unit, strongest_units
+from deconvviz.demo.data import demo_model, demo_photographs
+from deconvviz.demo.results import Method, Photograph, Stage, Unit, strongest_units
 from deconvviz.images import displayable, to_input, to_pixels
 
 HOSTILE = "\"><script>alert('1')</script>&amp;{{ 7 * 7 }}"
@@ -126,9 +127,7 @@ def test_a_pair_is_the_patch_and_the_projection_of_the_unit_it_names(made, page)
     y0, y1, x0, x1 = rows[0] - 2, rows[-1] + 3, columns[0] - 2, columns[-1] + 3
     assert y1 - y0 == x1 - x0  # a square, so nothing was added
     expected = [to_pixels(inputs[0]), displayable(projection, percentile=98)]
-    expected = [
-        Image.fromarray(part[y0:y1, x0:x1].copy()).resize((208, 208), Image.LANCZOS) for part in expected
-    ]
+    expected = [Image.fromarray(part[y0:y1, x0:x1].copy()).resize((208, 208), Image.LANCZOS) for part in expected]
     found = np.asarray(Image.open(made[0] / image["src"])).astype(int)
     difference = np.abs(found - np.concatenate([np.asarray(part) for part in expected], axis=1))
     assert difference.max() <= 1  # four maps projected in one walk and one alone sum in another order
@@ -144,9 +143,7 @@ def test_covering_the_espresso_changes_what_the_page_says(made, page):
         assert picture.width > 4 * picture.height and np.asarray(picture).std() > 40
     image = to_input(demo_photographs()["espresso"])[None]
     maps = OcclusionSensitivity(demo_model(), engine="full").maps(image, 32, 32, "features.12")
-    assert (
-        f"The probability of espresso is\n{100 * float(maps.clean_scores):.1f}% without a patch" in page.text
-    )
+    assert f"The probability of espresso is\n{100 * float(maps.clean_scores):.1f}% without a patch" in page.text
     lowest = float(page.text.split("espresso is\n")[1].split("and ")[1].split("%")[0])
     assert lowest <= 100 * float(maps.score_cells.min()) + 0.06 < 100 * float(maps.clean_scores)
 
@@ -182,7 +179,7 @@ def test_hostile_names_are_escaped():
 
 
 def test_without_the_extra_the_remedy_is_one_line(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(demo_data, "find_spec", lambda name: None)
+    monkeypatch.setattr(data_module, "find_spec", lambda name: None)
     assert main(["demo", "--out", str(tmp_path / "out")]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1
@@ -199,4 +196,4 @@ def test_a_file_in_the_way_is_one_line(tmp_path, capsys):
 
 
 def test_the_template_is_in_the_package():
-    assert (Path(demo_data.__file__).parent / "templates" / "demo.html").is_file()
+    assert (Path(data_module.__file__).parents[1] / "templates" / "demo.html").is_file()

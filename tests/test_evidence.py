@@ -155,6 +155,4 @@ def test_a_real_network_weighs_all_its_maps(squeezenet, data) -> None:
     paths = sorted((data / "imagenet_sample").iterdir())
     found = evidence(squeezenet, to_input(load_picture(paths[281]))[None], "features.12", 281)
     assert found.effect.max() > 0 > found.effect.min()
-    assert found.score == pytest.approx(
-        squeezenet(to_input(load_picture(paths[281]))[None])[0, 281].item(), rel=1e-4
-    )
+    assert found.score == pytest.approx(squeezenet(to_input(load_picture(paths[281]))[None])[0, 281].item(), rel=1e-4)

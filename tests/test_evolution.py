@@ -22,8 +22,8 @@ from deconvviz.errors import (
     WeightsError,
 )
 from deconvviz.evolution import FeatureEvolution
-from deconvviz.evolution_result import Evolution, Look
-from deconvviz.feature_map import FeatureMap
+from deconvviz.evolution.result import Evolution, Look
+from deconvviz.grid.feature_map import FeatureMap
 from deconvviz.plotting import save_figure
 
 LAYERS, FMAPS = ["1", "5", "10"], {"1": [4, 0], "5": [1, 6, 2], "10": [3]}
@@ -91,9 +91,7 @@ def same(a, b):
             for x, y in zip(one.maps[layer], other.maps[layer], strict=True):
                 pictures = [(*f.patches, *f.projections) for f in (x, y)]
                 assert all(p.numpy().tobytes() == q.numpy().tobytes() for p, q in zip(*pictures, strict=True))
-                facts = [
-                    {k: v for k, v in vars(f).items() if k not in ("patches", "projections")} for f in (x, y)
-                ]
+                facts = [{k: v for k, v in vars(f).items() if k not in ("patches", "projections")} for f in (x, y)]
                 assert repr(facts[0]) == repr(facts[1])
     return True
 
@@ -161,10 +159,7 @@ def seen_unit(fmap, number, projection, position=(4, 4), box=((3, 6), (3, 6)), v
 def planted(*histories, epochs=None):
     """Of each map its units by look; units see 3 x 3 pixels, those at the border of 9 x 9 fewer."""
     epochs = epochs or range(1, len(histories[0]) + 1)
-    looks = [
-        Look.of(epoch, str(epoch), {"a": [history[e] for history in histories]})
-        for e, epoch in enumerate(epochs)
-    ]
+    looks = [Look.of(epoch, str(epoch), {"a": [history[e] for history in histories]}) for e, epoch in enumerate(epochs)]
     about = {"layers": ["a"], "frames": {"a": [[-1, 1, 3], [-1, 1, 3]]}, "channels": 3}
     return Evolution(about, tuple(looks))
 
@@ -175,14 +170,8 @@ OTHER = torch.flip(KERNEL, (0, 1, 2)) * torch.tensor([1.0, -1.0, 1.0])
 
 def test_jumps_and_settling_by_hand():
     still = [seen_unit(0, 7, KERNEL * scale) for scale in (1, 3, 2, 5, 1)]  # brightness is no change
-    late = [
-        seen_unit(1, n, k)
-        for n, k in zip((1, 2, 2, 2, 2), (OTHER, OTHER, OTHER, KERNEL, KERNEL), strict=True)
-    ]
-    also = [
-        seen_unit(2, n, k)
-        for n, k in zip((5, 5, 6, 6, 7), (KERNEL, OTHER, OTHER, KERNEL, KERNEL), strict=True)
-    ]
+    late = [seen_unit(1, n, k) for n, k in zip((1, 2, 2, 2, 2), (OTHER, OTHER, OTHER, KERNEL, KERNEL), strict=True)]
+    also = [seen_unit(2, n, k) for n, k in zip((5, 5, 6, 6, 7), (KERNEL, OTHER, OTHER, KERNEL, KERNEL), strict=True)]
     result = planted(still, late, also, epochs=(1, 2, 5, 10, 20))
     assert result.jumps("a").int().T.tolist() == [[0, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 1, 0, 1]]
     low = float((KERNEL * OTHER).sum() / (KERNEL.norm() * OTHER.norm()))

@@ -106,9 +106,7 @@ def test_cifar10_refuses(cifar_zip, tmp_path) -> None:
         with pytest.raises(InvalidInput, match="is no folder and no .zip; expected"):
             cifar10.load(path)
     (folder / "test" / "ant").rename(folder / "test" / "cat")
-    with pytest.raises(
-        InvalidInput, match=r"test classes \['bee', 'cat', 'cow'\]; expected those of training"
-    ):
+    with pytest.raises(InvalidInput, match=r"test classes \['bee', 'cat', 'cow'\]; expected those of training"):
         cifar10.load(folder)
     picture("ant", 0, (40, 32)).save(folder / "train" / "ant" / "0001.jpg")
     with pytest.raises(InvalidInput, match="0001.jpg has 40 x 32 pixels; expected 32 x 32"):
@@ -252,14 +250,10 @@ def test_average_precision_by_hand() -> None:
     present = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0])
     # precision at the hits: 1/2, 2/4, 3/5; from each hit on the best is 3/5
     assert transfer.average_precision(scores, present) == pytest.approx(3 / 5)
-    assert transfer.average_precision(scores, torch.tensor([1.0, 0, 1, 0, 0])) == pytest.approx(
-        (1 + 2 / 3) / 2
-    )
+    assert transfer.average_precision(scores, torch.tensor([1.0, 0, 1, 0, 0])) == pytest.approx((1 + 2 / 3) / 2)
     labels = torch.tensor([[1.0, 0, 0], [0, 0, 1], [1, 0, 0]])
     scores = torch.tensor([[3.0, 0, 0], [2, 9, 1], [1, 0, 0]])
-    assert transfer.quality(scores, labels) == pytest.approx(
-        100 * ((1 + 2 / 3) / 2 + 1) / 2
-    )  # no class 1 here
+    assert transfer.quality(scores, labels) == pytest.approx(100 * ((1 + 2 / 3) / 2 + 1) / 2)  # no class 1 here
 
 
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "googlenet", "mobilenet_v3_small"])
@@ -403,9 +397,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path) -> None:
     torch.save(small_zfnet(without=("fc7",)).state_dict(), tmp_path / "other.pth")
     torch.save(small_zfnet(7).state_dict(), tmp_path / "classes.pth")
     base = [*on_folder(tmp_path), "--out", str(tmp_path / "t")]
-    with pytest.raises(
-        WeightsError, match="other.pth does not fit the Sequential; missing: fc7.weight, fc7.bias"
-    ):
+    with pytest.raises(WeightsError, match="other.pth does not fit the Sequential; missing: fc7.weight, fc7.bias"):
         transfer.main([*base, "--weights", str(tmp_path / "other.pth")])
     with pytest.raises(WeightsError, match="has 7 classes, the model 10 .*give --model module:factory"):
         transfer.main([*base, "--weights", str(tmp_path / "classes.pth")])
@@ -418,9 +410,7 @@ def test_transfer_refuses(tmp_path) -> None:
     base = [*on_folder(tmp_path), "--out", str(tmp_path / "t")]
     with pytest.raises(InvalidInput, match="expected --weights or --scratch, and not both"):
         transfer.main(base)
-    with pytest.raises(
-        InvalidInput, match="class 'ant' has 4 pictures; expected more than 9: lower --per-class"
-    ):
+    with pytest.raises(InvalidInput, match="class 'ant' has 4 pictures; expected more than 9: lower --per-class"):
         transfer.main([*base, "--scratch", "--per-class", "9"])
     for option in ("--epochs", "--batch", "--per-class", "--test-per-class", "--size"):
         with pytest.raises(InvalidInput, match="are counts; expected 1 or more"):
@@ -454,9 +444,7 @@ def test_frozen_trains_the_head_alone(tmp_path, monkeypatch) -> None:
     torch.manual_seed(0)
     torch.save(small_zfnet().state_dict(), weights)
     trained = []
-    monkeypatch.setattr(
-        transfer, "new_head", lambda m, k, real=transfer.new_head: (trained.append(m), real(m, k))[1]
-    )
+    monkeypatch.setattr(transfer, "new_head", lambda m, k, real=transfer.new_head: (trained.append(m), real(m, k))[1])
     transfer.main(
         [*on_folder(tmp_path), "--weights", str(weights), "--frozen", "--per-class", "4", "--epochs", "1"]
         + ["--out", str(tmp_path / "t")]
@@ -560,8 +548,6 @@ def test_occlusion_figure7(tmp_path, capsys) -> None:
 def test_top9_of_a_layer(tmp_path, capsys) -> None:
     folders(tmp_path / "data", 5)
     out = tmp_path / "top9.png"
-    load("top9_of_a_layer").main(
-        [str(tmp_path / "data"), "--layer", "features.4", "--random", "3", "--out", str(out)]
-    )
+    load("top9_of_a_layer").main([str(tmp_path / "data"), "--layer", "features.4", "--random", "3", "--out", str(out)])
     assert capsys.readouterr().out.startswith("features.4: 128 maps, ")
     assert len(np.unique(np.asarray(Image.open(out).convert("L")))) > 50

@@ -85,7 +85,7 @@ def test_the_data_is_the_grids(page, tmp_path):
 def test_sheets_show_the_projections(page, tmp_path):
     """A tile of a sheet against the projection it is to show."""
     from deconvviz.explorer.sheets import PERCENTILE
-    from deconvviz.feature_map import fitted
+    from deconvviz.grid.feature_map import fitted
     from deconvviz.images import displayable
 
     grid = fit(pictures(tmp_path / "pictures"), ["relu"], model(), transform=ToTensor())
@@ -103,6 +103,18 @@ def test_what_it_cannot_show(tmp_path):
     with pytest.raises(InvalidInput, match="2 channels, expected 3"):
         fit(torch.randn(4, 2, 20, 20), ["0"], nn.Sequential(nn.Conv2d(2, 3, 3))).explore(tmp_path / "b")
     assert not list(tmp_path.glob("*/index.html"))
+
+
+def test_no_more_tiles_than_images(tmp_path, monkeypatch):
+    """A grid of 300 units a map over 12 pictures has sheets for 12; and few maps at a time are as many at once."""
+    grid = fit(images(12, size=32), ["4"], k=300)
+    whole = grid.explore(tmp_path / "whole", control=False)
+    width, height = Image.open(whole.parent / "layers" / "0" / "map-0.jpg").size
+    assert (width, height) == (2 * 4 * 64, 3 * 64)
+    monkeypatch.setattr("deconvviz.explorer.TILES_AT_ONCE", 1)
+    parts = grid.explore(tmp_path / "parts", control=False)
+    for one, other in zip(sorted(whole.parent.rglob("*.jpg")), sorted(parts.parent.rglob("*.jpg")), strict=True):
+        assert one.name == other.name and one.read_bytes() == other.read_bytes()
 
 
 def test_quality_and_control_are_adjustable(tmp_path):

@@ -569,9 +569,7 @@ def test_data_that_is_augmented_at_random_is_refused_at_once():
 
 def test_an_image_that_is_not_the_one_that_was_mined_is_refused():
     grid = fit(Augmented(images(), after=5))
-    with pytest.raises(
-        InvalidInput, match="image [0-9]+ is not the image that was mined.*leave out random crops"
-    ):
+    with pytest.raises(InvalidInput, match="image [0-9]+ is not the image that was mined.*leave out random crops"):
         grid["4"][2]
 
 
@@ -637,9 +635,7 @@ def test_a_full_disk_is_found_before_the_first_batch(tmp_path, monkeypatch):
     assert data.at == 1 and not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_fills_up_warns_during_the_pass_and_leaves_what_was_found_at_its_end(
-    tmp_path, monkeypatch
-):
+def test_a_disk_that_fills_up_warns_during_the_pass_and_leaves_what_was_found_at_its_end(tmp_path, monkeypatch):
     class Filling(Mapped):
         def __getitem__(self, i):
             if i == 1:
@@ -668,9 +664,7 @@ def test_shares_merge_to_the_same_bits_in_any_order_and_grouping(n):
         rng.shuffle(parts)
         middle = rng.randint(1, n - 1)
         assert same(parts[0].merge(*parts[1:]), inorder)
-        assert same(
-            parts[0].merge(*parts[1:middle]).merge(parts[middle].merge(*parts[middle + 1 :])), inorder
-        )
+        assert same(parts[0].merge(*parts[1:middle]).merge(parts[middle].merge(*parts[middle + 1 :])), inorder)
     assert inorder.left_out == whole.left_out == {5: "NaN or infinite activations"}
     for a, b in zip(inorder.found.layers, whole.found.layers, strict=True):
         assert torch.allclose(a.values, b.values, rtol=1e-6) and torch.equal(a.active, b.active)

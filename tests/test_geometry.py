@@ -167,9 +167,7 @@ def test_gradients_stay_inside_the_box(name):
 
 def test_gradient_support_is_the_box_where_nothing_chooses():
     """Convolutions with positive weights and average pools: every pixel of the field has a gradient."""
-    model = nn.Sequential(
-        nn.Conv2d(1, 2, 3, 2, 1), nn.AvgPool2d(3, 2, 1), nn.Conv2d(2, 1, 3, dilation=2)
-    ).double()
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, 2, 1), nn.AvgPool2d(3, 2, 1), nn.Conv2d(2, 1, 3, dilation=2)).double()
     for parameter in model.parameters():
         nn.init.uniform_(parameter, 0.5, 1)
     inputs = torch.rand(1, 1, 50, 61, dtype=torch.float64, requires_grad=True)
@@ -261,9 +259,7 @@ def test_global_graphs(name):
 
 
 def test_one_dimension():
-    model = nn.Sequential(
-        nn.Conv1d(2, 3, 5, 2, 2), nn.ReLU(), nn.MaxPool1d(3, 2), nn.Conv1d(3, 3, 3, padding=2)
-    )
+    model = nn.Sequential(nn.Conv1d(2, 3, 5, 2, 2), nn.ReLU(), nn.MaxPool1d(3, 2), nn.Conv1d(3, 3, 3, padding=2))
     tape, value, field = field_of(model, torch.randn(1, 2, 101), "3")
     check_exact(tape, value, field)
 

@@ -86,6 +86,16 @@ def test_a_mistake_is_one_line_and_code_2(arguments, message, capfd):
     assert message in errors[-1]
 
 
+@pytest.mark.parametrize("environment", [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "two"}])
+def test_half_a_torchrun(monkeypatch, environment, capfd):
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main(["explore", "photos", *OPTIONS, "--out", "page"]) == 2
+    assert "WORLD_SIZE and what torchrun sets" in capfd.readouterr().err
+
+
 def test_torchrun_shares_the_pictures(folder):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     command += ["-m", "deconvviz", "explore", "photos", *OPTIONS, "--out", "page"]

@@ -133,9 +133,7 @@ def test_ycbcr(tmp_path):
     np.testing.assert_allclose(result[0, 0], expected, atol=1)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "suffix"), [("<u2", "png"), ("<u2", "tif"), (">u2", "tif"), ("<i4", "tif")]
-)
+@pytest.mark.parametrize(("dtype", "suffix"), [("<u2", "png"), ("<u2", "tif"), (">u2", "tif"), ("<i4", "tif")])
 def test_a_16_bit_ramp_becomes_an_8_bit_ramp(tmp_path, dtype, suffix):
     ramp = (np.arange(256).reshape(16, 16) * 257).astype(dtype)
     mode = {"<u2": "I;16", ">u2": "I;16B", "<i4": "I"}[dtype]
@@ -369,9 +367,7 @@ def test_to_pixels_undoes_to_input(rgb):
 
 
 def test_to_pixels_clips():
-    assert to_pixels(torch.tensor([-99.0, 99.0, 0.0]).view(3, 1, 1)).tolist() == [
-        [[0, 255, round(0.406 * 255)]]
-    ]
+    assert to_pixels(torch.tensor([-99.0, 99.0, 0.0]).view(3, 1, 1)).tolist() == [[[0, 255, round(0.406 * 255)]]]
 
 
 def test_to_pixels_of_one_channel():
@@ -421,9 +417,7 @@ def test_channels():
     assert shown.shape == (5, 6, 3)
     assert shown.dtype == np.uint8
     for channel in range(3):
-        assert (
-            displayable(projection[channel : channel + 1], 1.0) == shown[..., channel : channel + 1]
-        ).all()
+        assert (displayable(projection[channel : channel + 1], 1.0) == shown[..., channel : channel + 1]).all()
     four = torch.cat([projection, torch.ones(1, 5, 6)])
     assert (displayable(four, 1.0) == displayable(four.mean(0, keepdim=True), 1.0)).all()
     assert display_scale(four) == pytest.approx(display_scale(four.mean(0, keepdim=True)))

@@ -14,11 +14,11 @@ from torch import nn
 from torchvision.ops import StochasticDepth
 from trained_like import as_if_trained, pictures, trained_like
 
-from deconvviz.clean_passes import clean_passes
 from deconvviz.errors import UnsupportedModel
 from deconvviz.incremental import Plan, alike
 from deconvviz.incremental.group import GROUP
-from deconvviz.windows import Windows
+from deconvviz.occlusion.clean_passes import clean_passes
+from deconvviz.occlusion.windows import Windows
 
 EVERY_FAMILY = [
     "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3",
@@ -27,9 +27,7 @@ EVERY_FAMILY = [
 ]  # fmt: skip
 TRANSFORMERS = ("vit", "swin", "maxvit")
 EVERY_CNN = [
-    name
-    for name in torchvision.models.list_models(module=torchvision.models)
-    if not name.startswith(TRANSFORMERS)
+    name for name in torchvision.models.list_models(module=torchvision.models) if not name.startswith(TRANSFORMERS)
 ]
 
 
@@ -76,9 +74,7 @@ def spread(space, size, count=5, seed=0):
 
 
 def image(*space, channels=4, seed=0):
-    return torch.randn(
-        1, channels, *space, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
-    )
+    return torch.randn(1, channels, *space, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def around(layer, channels=4, n=2):
@@ -109,9 +105,7 @@ def convolutions(draw):
 
 
 @at_random
-@given(
-    convolutions(), st.sampled_from([1, 2, 4]), st.sampled_from(["zeros", "reflect", "circular", "replicate"])
-)
+@given(convolutions(), st.sampled_from([1, 2, 4]), st.sampled_from(["zeros", "reflect", "circular", "replicate"]))
 def test_convolution(case, groups, mode):
     geometry, size, patch = case
     n = len(size)
@@ -127,9 +121,7 @@ def test_convolution(case, groups, mode):
 def test_pools(case, ceil_mode, kind, count_include_pad):
     geometry, size, patch = case
     n, options = len(size), dict(geometry.options)
-    options["padding"] = tuple(
-        min(p, k // 2) for p, k in zip(options["padding"], options["kernel_size"], strict=True)
-    )
+    options["padding"] = tuple(min(p, k // 2) for p, k in zip(options["padding"], options["kernel_size"], strict=True))
     if kind == "avg":
         del options["dilation"]
         options["count_include_pad"] = count_include_pad
@@ -173,14 +165,10 @@ def test_enlarged(axes, linear, by_size, data):
     how = {"size": size} if by_size else {"scale_factor": tuple(map(float, factors))}
     layer = Calls(lambda x: F.interpolate(x, mode=mode, **how))
     plan = agree(around(layer, n=n), image(*space), patch, spread(space, patch))
-    assert (
-        plan.groups[0].regions[plan._clean.steps[1].outputs[0]] is not None or plan.groups[0].whole_from < 2
-    )
+    assert plan.groups[0].regions[plan._clean.steps[1].outputs[0]] is not None or plan.groups[0].whole_from < 2
 
 
-@pytest.mark.parametrize(
-    "how", [{"align_corners": True}, {"antialias": True}, {"scale_factor": 2.1}], ids=str
-)
+@pytest.mark.parametrize("how", [{"align_corners": True}, {"antialias": True}, {"scale_factor": 2.1}], ids=str)
 def test_other_interpolations_are_computed_whole(how):
     layer = Calls(lambda x: F.interpolate(x, **{"scale_factor": 2, "mode": "bilinear", **how}))
     agree(around(layer), image(9, 9), (2, 3), spread((9, 9), (2, 3)))
@@ -380,17 +368,13 @@ def test_head(head):
         "last rows": lambda x: x[:, :, -1].sum(2),
     }
     torch.manual_seed(0)
-    model = (
-        nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU(True), nn.MaxPool2d(2), Calls(heads[head])).double().eval()
-    )
+    model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU(True), nn.MaxPool2d(2), Calls(heads[head])).double().eval()
     agree(model, image(20, 24), (4, 5), spread((20, 24), (4, 5), 7))
 
 
 def test_only_what_changed_is_computed():
     """On a plain chain the boxes are Krypton's: worked out by hand."""
-    model = nn.Sequential(
-        nn.Conv2d(4, 4, 3, padding=1), nn.MaxPool2d(2), nn.Conv2d(4, 4, 5, padding=2)
-    ).double()
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.MaxPool2d(2), nn.Conv2d(4, 4, 5, padding=2)).double()
     firsts = np.asarray([[0, 13, 28], [0, 14, 28]])
     plan = agree(model, image(32, 32), (4, 4), firsts)
     boxes = [(region.size, region.firsts.tolist()) for region in plan.groups[0].regions.values()]

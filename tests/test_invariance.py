@@ -81,12 +81,8 @@ def test_transforms_move_as_they_say() -> None:
     image[0, 0, 2, 4] = 1
     assert translation(image, 3).nonzero().tolist() == [[0, 0, 5, 4]]
     assert translation(image, -2).nonzero().tolist() == [[0, 0, 0, 4]]
-    assert rotation(image, 90).round(decimals=4).nonzero().tolist() == [
-        [0, 0, 4, 6]
-    ]  # from twelve to three o'clock
-    torch.testing.assert_close(
-        rotation(image, 30), rotate(image, -30, interpolation=InterpolationMode.BILINEAR)
-    )
+    assert rotation(image, 90).round(decimals=4).nonzero().tolist() == [[0, 0, 4, 6]]  # from twelve to three o'clock
+    torch.testing.assert_close(rotation(image, 30), rotate(image, -30, interpolation=InterpolationMode.BILINEAR))
     assert scale(image, 2)[0, 0, 0, 4] == 1
     for transform, still in ((translation, 0), (scale, 1), (rotation, 360)):
         torch.testing.assert_close(transform(image, still), image, atol=1e-4, rtol=0)
@@ -105,6 +101,12 @@ def test_the_papers_ranges_are_the_default(images) -> None:
     assert (larger.amounts[0], larger.amounts[-1]) == (1, pytest.approx(1.8))
     turned = invariance(model, images, ["1"], "rotation")
     assert turned.amounts[-1] == 360 and turned.distances["1"][:, -1].max() < 0.02 * turned.norms["1"].max()
+
+
+def test_a_transform_may_work_in_place(images) -> None:
+    before = images.clone()
+    curves = invariance(nn.Conv2d(3, 4, 3).to(images), images, "", lambda x, amount: x.add_(amount), [0, 1, 2])
+    assert torch.equal(images, before) and curves.distances[""][:, 0].max() == 0
 
 
 def test_targets_choose_the_probability(images) -> None:
@@ -191,7 +193,5 @@ def test_the_top_of_a_real_network_is_steadier_than_its_start(squeezenet, data) 
     paths = sorted((data / "imagenet_sample").iterdir())
     photographs = torch.stack([to_input(load_picture(paths[i])) for i in (259, 409, 817)])
     curves = invariance(squeezenet, photographs, ["features.1", "classifier.3"], "translation", [8, 60])
-    early, late = (
-        curves.distances[layer][:, 0] / curves.distances[layer][:, 1] for layer in curves.distances
-    )
+    early, late = (curves.distances[layer][:, 0] / curves.distances[layer][:, 1] for layer in curves.distances)
     assert (early > late).all() and late.mean() < 0.75

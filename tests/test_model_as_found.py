@@ -114,8 +114,7 @@ def surroundings() -> dict[str, object]:
         "modes": [id(mode) for mode in _get_current_function_mode_stack()],
         "autograd": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
         "autocast": torch.is_autocast_enabled("cpu"),
-        "global hooks": len(nn.modules.module._global_forward_hooks)
-        + len(nn.modules.module._global_forward_pre_hooks),
+        "global hooks": len(nn.modules.module._global_forward_hooks) + len(nn.modules.module._global_forward_pre_hooks),
     }
 
 

@@ -10,8 +10,8 @@ from PIL import Image
 from torchvision.models import get_model_weights
 
 from deconvviz.errors import InvalidInput, WeightsError
-from deconvviz.model_zoo import load_model
-from deconvviz.weights_file import load_weights
+from deconvviz.models.weights_file import load_weights
+from deconvviz.models.zoo import load_model
 
 NAME = "squeezenet1_1"
 

@@ -5,8 +5,9 @@ import pytest
 from PIL import Image
 from test_cli import folder, run  # noqa: F401
 
-from deconvviz import OcclusionSensitivity, occlusion_maps
+from deconvviz import OcclusionSensitivity
 from deconvviz.images import to_input
+from deconvviz.occlusion import maps as maps_module
 
 NET = """
 import torch
@@ -33,13 +34,13 @@ def net(folder):  # noqa: F811
 @pytest.fixture
 def drawn(monkeypatch):
     """What is drawn, in order: the maps, and the labels."""
-    calls, draw = [], occlusion_maps.figure7
+    calls, draw = [], maps_module.figure7
 
     def note(maps, image, labels, *more):
         calls.append((maps, labels))
         return draw(maps, image, labels, *more)
 
-    monkeypatch.setattr(occlusion_maps, "figure7", note)
+    monkeypatch.setattr(maps_module, "figure7", note)
     return calls
 
 
@@ -89,6 +90,8 @@ MISTAKES = {
     "patch too large": (["--patch", "33", "--out", "o.png"], "does not fit images of 32 x 32"),
     "no stride": (["--stride", "0", "--out", "o.png"], "expected 1 pixel or more"),
     "unknown fill": (["--fill", "grey", "--out", "o.png"], "'grey'; expected a number or one of mean"),
+    "no fill": (["--fill", "nan", "--out", "o.png"], "'nan'; expected a number or one of mean"),
+    "endless fill": (["--fill", "inf", "--out", "o.png"], "'inf'; expected a number or one of mean"),
     "unknown score": (["--score", "odds", "--out", "o.png"], "invalid choice: 'odds'"),
     "no maps": (["--model", "nets:flat", "--out", "o.png"], "choose one with --layer"),
     "no classes": (["--model", "nets:tiny", "--out", "o.png"], "scores (N, classes)"),

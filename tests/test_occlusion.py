@@ -18,7 +18,7 @@ from trained_like import pictures, trained_like
 
 from deconvviz import OcclusionSensitivity
 from deconvviz.errors import InvalidInput, UnsupportedModel, WindowFailed
-from deconvviz.windows import Windows, circles, segments
+from deconvviz.occlusion.windows import Windows, circles, segments
 
 FAMILIES = [
     "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "inception_v3", "mnasnet0_5",
@@ -187,9 +187,7 @@ def test_a_fraction_covers_whole_numbers():
     for baseline in (0.5, torch.full((6,), 0.25)):
         arguments = inputs, (2,), 2, baseline
         expected = Occlusion(lambda x: (x.float() ** 2).sum(1)).attribute(*arguments)
-        assert torch.equal(
-            OcclusionSensitivity(lambda x: (x.float() ** 2).sum(1)).attribute(*arguments), expected
-        )
+        assert torch.equal(OcclusionSensitivity(lambda x: (x.float() ** 2).sum(1)).attribute(*arguments), expected)
 
 
 # ── models that no batch, or no tape, does justice ───────────────────────────────────────────────────
@@ -303,13 +301,9 @@ def test_models_that_take_no_larger_batch(kind):
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "compile", [torch.jit.script, lambda m: torch.jit.trace(m, torch.rand(1, 3, 16, 16))]
-)
+@pytest.mark.parametrize("compile", [torch.jit.script, lambda m: torch.jit.trace(m, torch.rand(1, 3, 16, 16))])
 def test_scripted_and_traced_models(compile):
-    plain = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(784, 2)
-    ).eval()
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(784, 2)).eval()
     inputs = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     expected = Occlusion(plain).attribute(inputs, (3, 4, 4), (3, 4, 4), target=1)
     found = OcclusionSensitivity(compile(plain)).attribute(inputs, (3, 4, 4), (3, 4, 4), target=1)
@@ -324,9 +318,7 @@ def test_a_model_that_writes_to_what_it_is_given():
 
 
 def test_no_images():
-    found = OcclusionSensitivity(toy(dtype=torch.float32)).attribute(
-        torch.rand(0, 3, 8, 8), (3, 4, 4), target=1
-    )
+    found = OcclusionSensitivity(toy(dtype=torch.float32)).attribute(torch.rand(0, 3, 8, 8), (3, 4, 4), target=1)
     assert found.shape == (0, 3, 8, 8)
 
 
@@ -378,9 +370,7 @@ def test_what_captum_rejects_is_rejected(arguments):
 )
 def test_what_makes_no_sense_is_rejected(arguments, message):
     with pytest.raises(InvalidInput, match=message):
-        OcclusionSensitivity(toy(dtype=torch.float32)).attribute(
-            torch.rand(2, 3, 8, 8), target=1, **arguments
-        )
+        OcclusionSensitivity(toy(dtype=torch.float32)).attribute(torch.rand(2, 3, 8, 8), target=1, **arguments)
 
 
 def test_options_and_inputs_are_checked():
@@ -415,9 +405,7 @@ def test_fills(fill, engine):
     }.get(fill)
     if fill == "blur":
         ndimage = pytest.importorskip("scipy.ndimage")
-        content = torch.from_numpy(
-            ndimage.gaussian_filter(inputs.numpy(), (0, 0, 2, 2), mode="nearest", truncate=3)
-        )
+        content = torch.from_numpy(ndimage.gaussian_filter(inputs.numpy(), (0, 0, 2, 2), mode="nearest", truncate=3))
     expected = Occlusion(toy()).attribute(inputs, (3, 5, 5), 3, content, target=2)
     found = OcclusionSensitivity(toy(), engine=engine).attribute(inputs, (3, 5, 5), 3, given, target=2)
     assert (found.float() - expected).abs().max() <= 1e-5 * expected.abs().max()
@@ -469,9 +457,7 @@ def test_windows_are_numbered_as_captum_does():
         masks[w][windows.box(w)] = True
     occlusion = Occlusion(lambda x: x.sum())
     for w in range(len(windows)):
-        mask = occlusion._occlusion_mask(
-            torch.zeros(1, 3, 7, 5), w, torch.ones(2, 4, 2), (1, 2, 2), (2, 3, 3), False
-        )
+        mask = occlusion._occlusion_mask(torch.zeros(1, 3, 7, 5), w, torch.ones(2, 4, 2), (1, 2, 2), (2, 3, 3), False)
         assert (mask[0].bool()[:3, :7, :5] == masks[w]).all()
     assert sorted(windows.order().tolist()) == list(range(len(windows)))
 
@@ -498,12 +484,8 @@ class FailsAt(nn.Module):
 def test_an_error_names_the_window(batch):
     model = FailsAt(ValueError("too dark"))
     inputs = torch.rand(1, 3, 16, 16) + 0.1
-    with pytest.raises(
-        WindowFailed, match="window 6: ValueError: too dark"
-    ):  # row 2, column 1 of rows of 4...
-        OcclusionSensitivity(model).attribute(
-            inputs, (3, 4, 4), (3, 4, 4), target=0, perturbations_per_eval=batch
-        )
+    with pytest.raises(WindowFailed, match="window 6: ValueError: too dark"):  # row 2, column 1 of rows of 4...
+        OcclusionSensitivity(model).attribute(inputs, (3, 4, 4), (3, 4, 4), target=0, perturbations_per_eval=batch)
     assert not model._forward_hooks and not model.conv._forward_hooks
 
 
@@ -545,9 +527,7 @@ def test_out_of_memory_with_one_window_is_an_error():
     with pytest.raises(WindowFailed, match="can't allocate memory"):
         model = Little(0)
         model.forward = lambda x: Little.forward(model, x) if (x == 0).any() else x.new_ones(len(x), 1)
-        OcclusionSensitivity(model, engine="full").attribute(
-            torch.rand(1, 3, 16, 16) + 0.1, (3, 4, 4), (3, 4, 4)
-        )
+        OcclusionSensitivity(model, engine="full").attribute(torch.rand(1, 3, 16, 16) + 0.1, (3, 4, 4), (3, 4, 4))
 
 
 def test_a_model_in_train_mode_is_left_as_found():
@@ -596,9 +576,7 @@ def test_a_planted_rectangle_is_found():
         def forward(self, x):
             return (F.avg_pool2d(x, 3, 1, 1) * box).sum((1, 2, 3)).unsqueeze(1)
 
-    found = OcclusionSensitivity(Reads()).attribute(torch.ones(1, 3, 48, 48), (3, 6, 6), (3, 3, 3), target=0)[
-        0, 0
-    ]
+    found = OcclusionSensitivity(Reads()).attribute(torch.ones(1, 3, 48, 48), (3, 6, 6), (3, 3, 3), target=0)[0, 0]
     strong = found > 0.5 * found.max()
     assert strong[22:30, 10:18].all() and not strong[:17].any() and not strong[35:].any()
     assert not strong[:, 23:].any() and found[:14].abs().max() == 0

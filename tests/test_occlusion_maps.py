@@ -22,8 +22,8 @@ from deconvviz.errors import (
     WindowFailed,
 )
 from deconvviz.images import load_picture, to_input
-from deconvviz.occlusion_maps import OcclusionMaps
-from deconvviz.refinement import Refine
+from deconvviz.occlusion import Refine
+from deconvviz.occlusion.maps import OcclusionMaps
 
 PATCH, STRIDE = (6, 8), (4, 5)
 SIDE = 23
@@ -207,9 +207,7 @@ def test_boxes_pixels_and_projection():
     assert np.allclose(maps.in_pixels(maps.activation_cells[0]), activation[0] / count, rtol=1e-12)
 
     with Deconvnet(model) as deconv:
-        expected = [
-            deconv.project("relu#2", int(m), inputs=images[n : n + 1])[0] for n, m in enumerate(maps.fmaps)
-        ]
+        expected = [deconv.project("relu#2", int(m), inputs=images[n : n + 1])[0] for n, m in enumerate(maps.fmaps)]
     assert torch.equal(maps.projection, torch.stack(expected)) and maps.projection[0].any()
 
 
@@ -226,6 +224,12 @@ def test_pixels_under_no_patch_are_nan():
 def test_no_window_begins_beyond_the_picture():
     maps = OcclusionSensitivity(Reuses().double().eval()).maps(pictures(1, SIDE), 4, 60, "one", targets=0)
     assert maps.boxes.tolist() == [[[0, 4, 0, 4]]]
+
+
+def test_labels_are_no_formulas(tmp_path):
+    maps = OcclusionSensitivity(Reuses().double().eval()).maps(pictures(1, SIDE), 8, 8, "one", targets=0)
+    names = [f"from $5 to $6_ {i}" for i in range(7)]
+    maps.figure(labels=names).savefig(tmp_path / "figure7.png")
 
 
 # ── mistakes ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -247,7 +251,7 @@ MISTAKES = {
     "no targets": ({"targets": []}, InvalidInput, "targets are"),
     "patch too large": ({"patch": (SIDE, SIDE + 1)}, InvalidInput, r"patch \(23, 24\) does not fit images of 23 x 23"),
     "two inputs": ({"inputs": (torch.rand(1, 3, SIDE, SIDE),) * 2}, InvalidInput, "inputs holds 2 tensors"),
-    "refine is true": ({"refine": True}, InvalidInput, "expected a deconvviz.refinement.Refine"),
+    "refine is true": ({"refine": True}, InvalidInput, "expected a deconvviz.occlusion.Refine"),
     "no patch": ({"patch": 0}, InvalidInput, "patch is 0"),
     "half a pixel": ({"patch": 2.5}, InvalidInput, "patch is 2.5"),
     "patch of three": ({"patch": (3, 4, 4)}, InvalidInput, r"one number or \(height, width\)"),
@@ -358,9 +362,7 @@ def bilinear(coarse, rows, columns, y, x):
     return (1 - v) * ((1 - u) * a + u * b) + v * ((1 - u) * c + u * d)
 
 
-@pytest.mark.parametrize(
-    "refine", [Refine(), Refine(3, 0.1, 7, 5), Refine(2, 0.0, 0), Refine(4, 1.0)], ids=str
-)
+@pytest.mark.parametrize("refine", [Refine(), Refine(3, 0.1, 7, 5), Refine(2, 0.0, 0), Refine(4, 1.0)], ids=str)
 @torch.no_grad()
 def test_refined_maps_are_exact_where_computed_and_interpolated_elsewhere(refine):
     model, images = Reuses().double().eval(), pictures(2, SIDE)

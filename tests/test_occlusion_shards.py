@@ -16,7 +16,7 @@ from trained_like import pictures
 
 from deconvviz import OcclusionSensitivity
 from deconvviz.errors import InvalidInput
-from deconvviz.refinement import Refine
+from deconvviz.occlusion import Refine
 
 HERE = Path(__file__).parent
 CASES = [(engine, patch) for engine in ("auto", "full", "incremental") for patch in (6, 20)]

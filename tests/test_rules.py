@@ -174,9 +174,7 @@ LINEAR = {
     ),
     "avg_pool1d": lambda x: F.avg_pool1d(x[0], 2, 1, 1),
     "avg_pool2d": lambda x: F.avg_pool2d(x, 3, 2, 1),
-    "avg_pool2d ceil, inside only": lambda x: F.avg_pool2d(
-        x, 2, 2, 1, ceil_mode=True, count_include_pad=False
-    ),
+    "avg_pool2d ceil, inside only": lambda x: F.avg_pool2d(x, 2, 2, 1, ceil_mode=True, count_include_pad=False),
     "avg_pool3d": lambda x: F.avg_pool3d(x, 2, divisor_override=3),
     "adaptive_avg_pool1d": lambda x: F.adaptive_avg_pool1d(x[0], 2),
     "adaptive_avg_pool2d": lambda x: F.adaptive_avg_pool2d(x, (3, 2)),
@@ -322,9 +320,7 @@ MAXIMA = {
     "max_pool2d dilated": nn.MaxPool2d(2, 1, 1, 2),
     "max_pool2d unbatched": lambda x: F.max_pool2d(x[0], 2),
     "max_pool3d": lambda x: F.max_pool3d(x.view(SPACE), (2, 3, 2), 1, (1, 1, 0)),
-    "max_pool3d dilated, ceil": lambda x: F.max_pool3d(
-        x.view(SPACE), 2, (3, 2, 2), 1, (1, 2, 1), ceil_mode=True
-    ),
+    "max_pool3d dilated, ceil": lambda x: F.max_pool3d(x.view(SPACE), 2, (3, 2, 2), 1, (1, 2, 1), ceil_mode=True),
     "max_pool1d_with_indices": lambda x: F.max_pool1d(x.view(LINE), 3, return_indices=True)[0],
     "max_pool2d_with_indices": lambda x: F.max_pool2d(x, 2, 1, return_indices=True)[0],
     "max_pool2d_with_indices undone": lambda x: F.max_unpool2d(
@@ -336,13 +332,9 @@ MAXIMA = {
     "adaptive_max_pool2d": nn.AdaptiveMaxPool2d((3, 2)),
     "adaptive_max_pool2d of all": nn.AdaptiveMaxPool2d(1),
     "adaptive_max_pool3d": lambda x: F.adaptive_max_pool3d(x.view(SPACE), (3, None, 2)),
-    "adaptive_max_pool1d_with_indices": lambda x: F.adaptive_max_pool1d(x.view(LINE), 5, return_indices=True)[
-        0
-    ],
+    "adaptive_max_pool1d_with_indices": lambda x: F.adaptive_max_pool1d(x.view(LINE), 5, return_indices=True)[0],
     "adaptive_max_pool2d_with_indices": lambda x: F.adaptive_max_pool2d(x, 3, return_indices=True)[0],
-    "adaptive_max_pool3d_with_indices": lambda x: F.adaptive_max_pool3d(
-        x.view(SPACE), 2, return_indices=True
-    )[0],
+    "adaptive_max_pool3d_with_indices": lambda x: F.adaptive_max_pool3d(x.view(SPACE), 2, return_indices=True)[0],
     "max": lambda x: x.max(),
     "max over a dimension": lambda x: x.max(1)[0],
     "max over a dimension, kept": lambda x: torch.max(x, dim=-1, keepdim=True).values,
@@ -415,9 +407,7 @@ EXACT_NORMS = {
         lambda x: channels(1 / (random(4).square() + 1e-5).sqrt()),
     ),
     "batch_norm by keyword": (
-        lambda x: F.batch_norm(
-            x, running_mean=random(4), running_var=random(4).square(), weight=random(4), eps=0.2
-        ),
+        lambda x: F.batch_norm(x, running_mean=random(4), running_var=random(4).square(), weight=random(4), eps=0.2),
         lambda x: channels(random(4) / (random(4).square() + 0.2).sqrt()),
     ),
     "batch_norm of vectors": (
@@ -507,9 +497,7 @@ GATED = {
     "mul by an indexed gate": lambda x, held: x * held(squeeze(x).flatten(1).sigmoid()[:, :, None, None]),
     "mul by the complement": lambda x, held: x * held(1 - squeeze(x).sigmoid()),
     "mul by a scaled gate": lambda x, held: x * held(1 + 0.5 * squeeze(x).sigmoid() * OTHER[:, :, :1, :1]),
-    "mul by attention over places": lambda x, held: (
-        x * held(x.mean(1).flatten(1).softmax(1).view(2, 1, 4, 3))
-    ),
+    "mul by attention over places": lambda x, held: x * held(x.mean(1).flatten(1).softmax(1).view(2, 1, 4, 3)),
     "mul by attention over branches": lambda x, held: sum(
         branch * held(gate)
         for branch, gate in zip(

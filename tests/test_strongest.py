@@ -23,9 +23,7 @@ def brute_force(activation, images, k):
                 continue
             cells = maps[c].flatten().tolist()
             flat = cells.index(max(cells))
-            units.append(
-                (max(cells), int(image), tuple(int(i) for i in np.unravel_index(flat, maps.shape[1:])))
-            )
+            units.append((max(cells), int(image), tuple(int(i) for i in np.unravel_index(flat, maps.shape[1:]))))
         ranks.append(sorted(units, key=lambda unit: (-unit[0], unit[1], unit[2]))[:k])
     return ranks
 
@@ -52,9 +50,7 @@ def mined(activation, images, k=9, batch=7):
 
 
 def same_bits(a, b):
-    return all(
-        x.tobytes() == y.tobytes() for x, y in zip(a.arrays().values(), b.arrays().values(), strict=True)
-    )
+    return all(x.tobytes() == y.tobytes() for x, y in zip(a.arrays().values(), b.arrays().values(), strict=True))
 
 
 def activations(n, *shape, seed=0, levels=None):
@@ -83,9 +79,7 @@ def test_planted_ties_go_to_the_lower_image_then_the_lower_position():
 
 def test_duplicates_each_count():
     activation = activations(1, 3, 4, 4).expand(6, -1, -1, -1)
-    assert [[unit[1] for unit in ranks] for ranks in units(mined(activation, torch.arange(6), 4))] == [
-        [0, 1, 2, 3]
-    ] * 3
+    assert [[unit[1] for unit in ranks] for ranks in units(mined(activation, torch.arange(6), 4))] == [[0, 1, 2, 3]] * 3
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -123,15 +117,12 @@ def test_statistics():
     activation = activations(30, 4, 5, 5) * 3
     state = mined(activation, torch.arange(30))
     assert state.active.tolist() == (activation.amax((2, 3)) > 0).sum(0).tolist()
-    assert np.allclose(
-        [state.mean(c) for c in range(4)], activation.double().mean((0, 2, 3)).numpy(), rtol=1e-6
-    )
+    assert np.allclose([state.mean(c) for c in range(4)], activation.double().mean((0, 2, 3)).numpy(), rtol=1e-6)
     strongest = activation.amax((2, 3)).numpy()
     edges = [-math.inf, *EDGES, math.inf]
     for c in range(4):
         counts = [
-            ((strongest[:, c] >= a) & (strongest[:, c] < b)).sum()
-            for a, b in zip(edges, edges[1:], strict=False)
+            ((strongest[:, c] >= a) & (strongest[:, c] < b)).sum() for a, b in zip(edges, edges[1:], strict=False)
         ]
         assert state.histogram[c].tolist() == counts
 
@@ -166,9 +157,7 @@ def test_arrays_hold_the_whole_state():
 
 def test_the_size_does_not_grow():
     def size(n):
-        return sum(
-            array.nbytes for array in mined(activations(n, 3, 4, 4), torch.arange(n)).arrays().values()
-        )
+        return sum(array.nbytes for array in mined(activations(n, 3, 4, 4), torch.arange(n)).arrays().values())
 
     assert size(10) == size(500)
 

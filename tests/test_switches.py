@@ -170,9 +170,7 @@ def test_where_windows_do_not_overlap_both_ways_put_each_signal_back_once(overla
     output, indices, _ = pooled(random(2, 3, 8, 8), 2, 2, 0, 1)
     signal = random(4, *output.shape, seed=1)
     unpooled = unpool(signal, indices.flatten(2), (8, 8), overlap)
-    assert torch.equal(
-        unpooled.flatten(3).gather(3, indices.flatten(2).expand(4, -1, -1, -1)), signal.flatten(3)
-    )
+    assert torch.equal(unpooled.flatten(3).gather(3, indices.flatten(2).expand(4, -1, -1, -1)), signal.flatten(3))
     assert_same([unpooled.sum()], [signal.sum()])
 
 

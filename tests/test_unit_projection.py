@@ -10,8 +10,8 @@ from torch import nn
 from deconvviz import Deconvnet, unit_projection
 from deconvviz.capture import watch
 from deconvviz.geometry import receptive_field
+from deconvviz.grid.unit_projection import Unit, crop_of, project_units
 from deconvviz.layers import find_call
-from deconvviz.unit_projection import Unit, crop_of, project_units
 
 LAYERS = {
     "squeezenet1_0": ["features.2", "features.5", "features.10"],
@@ -39,8 +39,7 @@ def firing_units(output, x):
     height, width = output.shape[2:]
     places = [(y, x) for y in (0, height // 2, height - 1) for x in (0, width // 2, width - 1)]
     return [
-        Unit(x[0], int(output[(0, slice(None), *p)].argmax()), p)
-        for p in [*places, (1, 1), (height - 2, width // 3)]
+        Unit(x[0], int(output[(0, slice(None), *p)].argmax()), p) for p in [*places, (1, 1), (height - 2, width // 3)]
     ]
 
 
@@ -84,9 +83,7 @@ def test_where_the_field_is_the_image_it_is_projected_whole():
     unit = Unit(x[0], int(output[0, :, 2, 1].argmax()), (2, 1))
     (pixels,) = project_units(model, ("features.4", 1), field, [unit])
     with Deconvnet(model) as deconv:
-        assert (
-            pixels - deconv.project("features.4", unit.fmap, inputs=x, position=(2, 1))[0]
-        ).abs().max() < 1e-6
+        assert (pixels - deconv.project("features.4", unit.fmap, inputs=x, position=(2, 1))[0]).abs().max() < 1e-6
 
 
 def test_the_budget_changes_nothing():
@@ -103,9 +100,7 @@ def test_units_of_one_large_crop_share_its_forward_pass(monkeypatch):
     assert field.covers_image
     units = [Unit(x[i % 2], unit.fmap, unit.position) for i, unit in enumerate(firing_units(output, x))]
     real = unit_projection.watch
-    monkeypatch.setattr(
-        unit_projection, "watch", lambda m, t, *rest: sizes.append(len(t[0])) or real(m, t, *rest)
-    )
+    monkeypatch.setattr(unit_projection, "watch", lambda m, t, *rest: sizes.append(len(t[0])) or real(m, t, *rest))
     found = project_units(model, ("features.12", 1), field, units, budget=2**30)
     assert sizes == [1, 1]
 
@@ -117,9 +112,7 @@ def test_units_of_one_large_crop_share_its_forward_pass(monkeypatch):
     assert all((a - b).abs().max() <= 1e-5 * b.abs().max() for a, b in zip(again, found, strict=True))
     with Deconvnet(model) as deconv:
         for unit, pixels in zip(units, found, strict=True):
-            expected = deconv.project(
-                "features.12", unit.fmap, inputs=unit.image[None], position=unit.position
-            )[0]
+            expected = deconv.project("features.12", unit.fmap, inputs=unit.image[None], position=unit.position)[0]
             assert (pixels - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 

@@ -28,9 +28,7 @@ from deconvviz.layers import described
 def require_module(model: Any) -> nn.Module:
     """The module to watch (``DataParallel``'s wrapped one), or :class:`UnsupportedModel` if it can't be."""
     if not isinstance(model, nn.Module):
-        raise UnsupportedModel(
-            f"model is a {type(model).__name__}; expected a torch.nn.Module: wrap a function in one"
-        )
+        raise UnsupportedModel(f"model is a {type(model).__name__}; expected a torch.nn.Module: wrap a function in one")
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         model = model.module
     for name, module in model.named_modules():
@@ -63,9 +61,7 @@ def _scripted_functions(module: nn.Module) -> list[str]:
     forward = getattr(type(module).forward, "__code__", None)
     known = getattr(type(module).forward, "__globals__", {})
     named = {name: known.get(name) for name in (forward.co_names if forward is not None else ())}
-    return [
-        name for name, item in (named | vars(module)).items() if isinstance(item, torch.jit.ScriptFunction)
-    ]
+    return [name for name, item in (named | vars(module)).items() if isinstance(item, torch.jit.ScriptFunction)]
 
 
 __all__ = ["Capture", "Recorder", "left_as_found", "require_module", "watch"]

@@ -267,7 +267,6 @@ def watch(
                     raise
                 raise OperationFailed(rejection) from error
         capture.tape.random = not all(
-            torch.equal(state, generator.get_state())
-            for state, generator in zip(random, generators, strict=True)
+            torch.equal(state, generator.get_state()) for state, generator in zip(random, generators, strict=True)
         )
     return capture.tape, capture.output

@@ -46,9 +46,7 @@ class TapeWriter:
     def finish(self) -> None:
         """The pass ran to its end: note what it used and did not write to itself, to see later whether it changed."""
         inputs = [(tensor, tensor._version) for tensor in self.tape.tensors if not tensor.is_inference()]
-        foreign = [
-            (tensor, version) for tensor, version in self._foreign.values() if tensor._version == version
-        ]
+        foreign = [(tensor, version) for tensor, version in self._foreign.values() if tensor._version == version]
         self.tape.versions, self.tape.complete = inputs + foreign, True
 
     # ── arguments ────────────────────────────────────────────────────────────────────────────────────

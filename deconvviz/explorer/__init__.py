@@ -28,12 +28,12 @@ from torch import nn
 
 from deconvviz.errors import InvalidInput
 from deconvviz.explorer.sheets import WALL_SIDE, MapSheet, Sizes, wall_of
-from deconvviz.grid_layer import GridLayer
+from deconvviz.grid.layer import GridLayer
 from deconvviz.images import IMAGENET_MEAN, IMAGENET_STD, atomic_write, to_pixels
 from deconvviz.mining.strongest import EDGES
 
-MAPS_AT_ONCE = 512
-"""Whose tiles are held in memory together; a multiple of the maps on a wall's sheet."""
+TILES_AT_ONCE = 4608
+"""Units whose tiles are held in memory together, of one wall's sheet of maps at least."""
 
 
 def explore(
@@ -99,9 +99,10 @@ def _write_layer(
     folder.mkdir(parents=True, exist_ok=True)
     images = folder.parent.parent / "images"
     images.mkdir(exist_ok=True)
-    k = layer.strongest.values.shape[1]
-    for start in range(0, len(layer), MAPS_AT_ONCE):
-        fmaps = range(start, min(start + MAPS_AT_ONCE, len(layer)))
+    k, wall = _shown(layer), WALL_SIDE**2
+    at_once = max(wall, TILES_AT_ONCE // k // wall * wall)
+    for start in range(0, len(layer), at_once):
+        fmaps = range(start, min(start + at_once, len(layer)))
         sheets = {fmap: MapSheet(k, 2 if shuffled is None else 3, sizes) for fmap in fmaps}
         for unit in layer.units(fmaps, shuffled):
             number = layer.numbers(unit.fmap)[unit.rank]
@@ -119,13 +120,18 @@ def _write_layer(
                 sheet.put(2, unit.rank, unit.control[inside])
         for fmap, sheet in sheets.items():
             _save(sheet.picture(), folder / f"map-{fmap}.jpg", sizes)
-        for first in range(start, fmaps.stop, WALL_SIDE**2):
-            part = [sheets[fmap] for fmap in fmaps if first <= fmap < first + WALL_SIDE**2]
+        for first in range(start, fmaps.stop, wall):
+            part = [sheets[fmap] for fmap in fmaps if first <= fmap < first + wall]
             for block, kind in enumerate("pi"):
-                wall = wall_of([sheet.block(block) for sheet in part], sizes.thumbnail)
-                _save(wall, folder / f"wall-{first // WALL_SIDE**2}-{kind}.jpg", sizes)
+                picture = wall_of([sheet.block(block) for sheet in part], sizes.thumbnail)
+                _save(picture, folder / f"wall-{first // wall}-{kind}.jpg", sizes)
     with atomic_write(folder / "data.js", [".js"]) as file:
         file.write_text(f"explorer.loaded({_script(_data(layer))});\n", encoding="utf-8")
+
+
+def _shown(layer: GridLayer) -> int:
+    """How many units of a map there can be: not more than images."""
+    return max(1, min(layer.strongest.values.shape[1], layer.strongest.seen))
 
 
 def _about(layer: GridLayer) -> dict[str, Any]:
@@ -138,7 +144,7 @@ def _about(layer: GridLayer) -> dict[str, Any]:
         "image": [axis.image for axis in place.field.axes],
         "seen": layer.strongest.seen,
         "dead": len(layer.dead),
-        "k": layer.strongest.values.shape[1],
+        "k": _shown(layer),
     }
 
 

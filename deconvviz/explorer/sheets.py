@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from deconvviz.feature_map import GREY, fitted
+from deconvviz.grid.feature_map import GREY, fitted
 from deconvviz.images import displayable
 
 WALL_SIDE = 8
@@ -70,8 +70,6 @@ def wall_of(blocks: Sequence[NDArray[np.uint8]], thumbnail: int) -> Image.Image:
     wall = Image.new("RGB", (side, side), (GREY,) * 3)
     for i, block in enumerate(blocks):
         y, x = divmod(i, WALL_SIDE)
-        small = Image.fromarray(np.ascontiguousarray(block)).resize(
-            (thumbnail, thumbnail), Image.Resampling.LANCZOS
-        )
+        small = Image.fromarray(np.ascontiguousarray(block)).resize((thumbnail, thumbnail), Image.Resampling.LANCZOS)
         wall.paste(small, (x * thumbnail, y * thumbnail))
     return wall

@@ -60,9 +60,7 @@ class Seen:
         """The dimensions that an argument names, counted from 0; all for ``None``."""
         rank = len(self.shapes[n])
         given = self.step.argument(position, name, default)
-        numbers = (
-            range(rank) if given is None or given == () else [given] if isinstance(given, int) else given
-        )
+        numbers = range(rank) if given is None or given == () else [given] if isinstance(given, int) else given
         return [d % rank for d in numbers]
 
 
@@ -202,9 +200,7 @@ def _permuted(seen: Seen, axis: Axis, n: int) -> Axis:
 
 def _transposed(seen: Seen, axis: Axis, n: int) -> Axis:
     rank = len(seen.shape)
-    a, b = (
-        seen.step.argument(1 + k, f"dim{k}", seen.step.argument(1 + k, f"axis{k}")) % rank for k in (0, 1)
-    )
+    a, b = (seen.step.argument(1 + k, f"dim{k}", seen.step.argument(1 + k, f"axis{k}")) % rank for k in (0, 1))
     return replace(axis, dim={a: b, b: a}.get(axis.dim, axis.dim))
 
 

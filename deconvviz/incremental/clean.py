@@ -43,9 +43,7 @@ class CleanPass:
         """A value's shape."""
         return () if value is None else tuple(self.contents[value].shape)
 
-    def value(
-        self, value: int, axes: tuple[int, ...], part: tuple[int, int, int] | None = None
-    ) -> CleanValue:
+    def value(self, value: int, axes: tuple[int, ...], part: tuple[int, int, int] | None = None) -> CleanValue:
         """A value, to gather boxes from; or a part of it: along which axis, from where, of what length."""
         key = (value, axes, part)
         if key not in self._values:
@@ -123,9 +121,7 @@ def _kernel_padding(step: Step) -> list[list[int]] | None:
     return None if isinstance(padding, str) else [each(padding, 2)]
 
 
-_OF_RANK = frozenset(
-    f"{name}{n}d" for name in ("conv", "max_pool", "avg_pool", "adaptive_avg_pool") for n in (1, 2, 3)
-)
+_OF_RANK = frozenset(f"{name}{n}d" for name in ("conv", "max_pool", "avg_pool", "adaptive_avg_pool") for n in (1, 2, 3))
 _OF_ANY_RANK = frozenset((
     "batch_norm", "group_norm", "instance_norm", "local_response_norm", "relu", "relu6", "leaky_relu",
     "prelu", "elu", "selu", "celu", "gelu", "silu", "hardswish", "mish", "softplus", "clamp", "hardtanh", "sigmoid",
@@ -159,11 +155,7 @@ def _keeps_batch(step: Step, shapes: Sequence[Sequence[int]]) -> bool:
         return len(step.argument(1, "normalized_shape")) < rank
     if step.operation in _OF_RANK:
         return rank == int(step.operation[-2]) + 2
-    return (
-        rank > 1
-        and step.operation in _OF_ANY_RANK
-        and not (step.operation == "dropout" and step.kept is not None)
-    )
+    return rank > 1 and step.operation in _OF_ANY_RANK and not (step.operation == "dropout" and step.kept is not None)
 
 
 def channels_last(images: Tensor) -> Tensor:

@@ -58,9 +58,7 @@ def sums_in(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def read(
-    clean: CleanValue, changed: Region, crops: Tensor, wanted: Boxes | Region, fill: float = 0.0
-) -> Tensor:
+def read(clean: CleanValue, changed: Region, crops: Tensor, wanted: Boxes | Region, fill: float = 0.0) -> Tensor:
     """The boxes ``wanted`` (they may reach into the padding) of a value of which ``changed`` holds ``crops``.
 
     Args:
@@ -102,9 +100,7 @@ def lay(boxes: Tensor, wanted: Boxes | Region, crops: Tensor, changed: Region) -
     _in_rows(boxes, axes).flatten(0, len(axes)).index_copy_(0, _tensor(places.ravel(), rows), rows)
 
 
-def clean_boxes(
-    clean: CleanValue, wanted: Boxes | Region, fill: float = 0.0, out: Tensor | None = None
-) -> Tensor:
+def clean_boxes(clean: CleanValue, wanted: Boxes | Region, fill: float = 0.0, out: Tensor | None = None) -> Tensor:
     """The boxes ``wanted``, which may reach into the padding, as the clean pass has them.
 
     Args:

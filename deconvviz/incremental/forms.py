@@ -35,9 +35,7 @@ def filtered(group: Group, step: Step) -> Work | None:
         return None
     stride, dilation = each(stride, n), each(dilation, n)
     kernel = [d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:], strict=True)]
-    before = (
-        _same_padding(kernel) if padding == "same" else [0] * n if padding == "valid" else each(padding, n)
-    )
+    before = _same_padding(kernel) if padding == "same" else [0] * n if padding == "valid" else each(padding, n)
     space = group.shape(step.outputs[0])[2:]
     out = region.through(kernel, stride, before, space)
     wanted = out.read_by(kernel, stride, before)
@@ -233,9 +231,7 @@ def enlarged(group: Group, step: Step) -> Work | None:
     out = Region(region.axes, tuple(new), starts, np.minimum(ends, space))
     size = tuple(min(n // k + 2 * margin, m) for n, k, m in zip(out.size, factor, old, strict=True))
     most = np.asarray(old)[:, None] - np.asarray(size)[:, None]
-    boxes = Boxes(
-        region.axes, size, np.clip(out.firsts // column - margin, 0, most)
-    )  # at a border its own end
+    boxes = Boxes(region.axes, size, np.clip(out.firsts // column - margin, 0, most))  # at a border its own end
     offsets = (out.firsts - boxes.firsts * column).T.tolist()
 
     def run(batch: Batch) -> Tensor:

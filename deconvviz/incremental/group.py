@@ -35,9 +35,7 @@ class Group:
         whole_cost: multiply-adds of one whole pass.
     """
 
-    def __init__(
-        self, clean: CleanPass, firsts: Firsts, size: Sequence[int], dense_from: float = DENSE_FROM
-    ) -> None:
+    def __init__(self, clean: CleanPass, firsts: Firsts, size: Sequence[int], dense_from: float = DENSE_FROM) -> None:
         self.clean, self._dense_from = clean, dense_from
         shape = clean.shape(clean.input)
         ends = firsts + np.asarray(size)[:, None]
@@ -105,9 +103,7 @@ class Group:
 class Batch:
     """Some windows on their way through the steps: what each value holds, in its boxes or whole."""
 
-    def __init__(
-        self, clean: CleanPass, regions: Mapping[int, Region | None], held: dict[int, Tensor]
-    ) -> None:
+    def __init__(self, clean: CleanPass, regions: Mapping[int, Region | None], held: dict[int, Tensor]) -> None:
         self._clean, self._regions, self.held = clean, regions, held
 
     def crops(self, value: int) -> Tensor:
@@ -119,9 +115,7 @@ class Batch:
         one."""
         region, crops = self._region(value), self.held[value]
         crops = crops if part is None else crops.narrow(*part)
-        return crops.sum(region.axes, dtype=sums_in(crops)) - self._clean.value(
-            value, region.axes, part
-        ).sums(region)
+        return crops.sum(region.axes, dtype=sums_in(crops)) - self._clean.value(value, region.axes, part).sums(region)
 
     def total(self, value: int, fmap: int) -> Tensor:
         """(B,): a feature map's total activation, on axis 1 of a value."""
@@ -162,9 +156,7 @@ def multiply_adds(step: Step, shapes: Sequence[Sequence[int]]) -> int:
     """Of one step on one image: convolutions and matrix products."""
     if step.operation in ("conv1d", "conv2d", "conv3d"):
         weight = step.argument(1, "weight")
-        return math.prod(shapes[-1]) * math.prod(
-            (shapes[weight.k] if isinstance(weight, Slot) else weight.shape)[1:]
-        )
+        return math.prod(shapes[-1]) * math.prod((shapes[weight.k] if isinstance(weight, Slot) else weight.shape)[1:])
     if step.operation == "linear":
         return math.prod(shapes[-1]) * int(shapes[0][-1])
     if step.operation in ("matmul", "bmm", "mm") and shapes[0]:

@@ -69,9 +69,7 @@ class Winograd:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, direct: Kernel) -> None:
-        taps = (
-            torch.tensor([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], dtype=torch.float64, device="cpu") / 2
-        )
+        taps = torch.tensor([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], dtype=torch.float64, device="cpu") / 2
         cells = weight.double().flatten(2).movedim(2, 0).flatten(1)
         self._products = []
         for column in taps:  # as the tiles' columns go before their rows

@@ -77,9 +77,7 @@ class Plan:
         """Compute the rest on whole values: a few windows at a time while their values outgrow the caches."""
         clean, group = self._clean, self.groups[0]
         steps = range(self._together_from, len(clean.steps))
-        sizes = [
-            max(clean.contents[v].nbytes for v in clean.steps[i].outputs if v is not None) for i in steps
-        ]
+        sizes = [max(clean.contents[v].nbytes for v in clean.steps[i].outputs if v is not None) for i in steps]
         large = [i for i, size in zip(steps, sizes, strict=True) if size * sum(self._counts) > CACHED]
         if large and clean.tape.tensors[0].device.type == "cpu":
             few = max(FEWEST, CACHED // max(sizes))

@@ -65,9 +65,7 @@ def _scaled(norm: Step, rank: int) -> Step:
     """A batch norm of values of ``rank`` axes, in one pass over them, in place."""
     dtype = norm.argument(1, "running_mean").dtype
     constants = [numbers.to(dtype).view(1, -1, *[1] * (rank - 2)) for numbers in _scale_and_shift(norm)]
-    return replace(
-        norm, operation="addcmul", function=_scale, arguments=(Slot(0), *constants), keywords={}, written=0
-    )
+    return replace(norm, operation="addcmul", function=_scale, arguments=(Slot(0), *constants), keywords={}, written=0)
 
 
 def _scale(tensor: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -101,9 +99,7 @@ def _pooled_later(steps: Sequence[Step], wanted: Collection[int]) -> list[Step]:
             continue
         gone.add(id(one))
         weight, bias, *_ = _filter(one)
-        kept.append(
-            replace(one, arguments=(Slot(0), weight), keywords={}, inputs=step.inputs, outputs=step.outputs)
-        )
+        kept.append(replace(one, arguments=(Slot(0), weight), keywords={}, inputs=step.inputs, outputs=step.outputs))
         pool = replace(step, inputs=one.inputs, outputs=one.outputs)
         if bias is None:
             kept.append(pool)

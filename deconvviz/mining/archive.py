@@ -73,9 +73,7 @@ def load_archive(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
             f"{path} is damaged or no file of deconvviz ({type(error).__name__}: {error}): delete it to start afresh"
         ) from error
     if version != FORMAT:
-        raise CheckpointError(
-            f"{path} has format {version}; this version of deconvviz reads {FORMAT}: update it"
-        )
+        raise CheckpointError(f"{path} has format {version}; this version of deconvviz reads {FORMAT}: update it")
     return header, arrays
 
 

@@ -25,7 +25,7 @@ from deconvviz.capture import left_as_found
 from deconvviz.errors import InvalidInput
 from deconvviz.mining.archive import hash_of, without_addresses
 from deconvviz.mining.folder import PictureFolder, glimpse
-from deconvviz.model_zoo import Transform
+from deconvviz.models.zoo import Transform
 
 PROBES = 8
 """How many images of a data set are read to tell it from others."""
@@ -56,7 +56,7 @@ class Images:
             items are images or tuples that start with one; or a ``DataLoader``, whose data set, batch size,
             workers and choice of items (not their order) are taken.
         transform: from a PIL picture to a tensor, where the source gives pictures; by default
-            :class:`~deconvviz.model_zoo.Transform`.
+            :class:`~deconvviz.models.zoo.Transform`.
         limit: take only so many.
 
     Raises:
@@ -232,9 +232,7 @@ class Images:
                     "give a transform that makes them one size"
                 )
         images = torch.stack([image for _, image in good]) if good else None
-        return Batch(
-            torch.tensor([number for number, _ in good], dtype=torch.int64, device="cpu"), images, broken
-        )
+        return Batch(torch.tensor([number for number, _ in good], dtype=torch.int64, device="cpu"), images, broken)
 
     def _tensor(self, item: Any) -> Tensor:
         """The image of a data set's item."""

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from deconvviz.errors import InvalidInput
 from deconvviz.images import load_picture
 from deconvviz.mining.archive import hash_of
-from deconvviz.model_zoo import Transform
+from deconvviz.models.zoo import Transform
 
 SUFFIXES = (".bmp", ".gif", ".jpg", ".jpeg", ".jp2", ".png", ".ppm", ".tif", ".tiff", ".webp")
 GLIMPSE = 4096

@@ -93,11 +93,7 @@ class Found:
             "broken": sorted(self.broken.items()),
             "checksums": list(self._pruned().checksums.items()),
         }
-        arrays = {
-            f"{i}.{name}": array
-            for i, layer in enumerate(self.layers)
-            for name, array in layer.arrays().items()
-        }
+        arrays = {f"{i}.{name}": array for i, layer in enumerate(self.layers) for name, array in layer.arrays().items()}
         save_archive(path, header, arrays)
 
     @classmethod
@@ -129,9 +125,7 @@ class Found:
             layers = tuple(Strongest.from_arrays(state, device) for state in states)
             shares = tuple((int(a), int(b), int(c)) for a, b, c in header["shares"])
             broken = {int(n): str(why) for n, why in header["broken"]}
-            return cls(
-                header["about"], layers, shares, broken, {int(n): int(c) for n, c in header["checksums"]}
-            )
+            return cls(header["about"], layers, shares, broken, {int(n): int(c) for n, c in header["checksums"]})
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path} is not a file of FilterGrid: delete it to start afresh") from error
 

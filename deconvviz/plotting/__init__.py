@@ -102,9 +102,7 @@ def panel(
     """
     columns = max((len(row) for row in rows), default=0)
     if not columns:
-        raise InvalidInput(
-            f"rows has {len(rows)} rows without a cell, expected one picture or more: add one."
-        )
+        raise InvalidInput(f"rows has {len(rows)} rows without a cell, expected one picture or more: add one.")
     _check_length("titles", titles, columns, "columns")
     _check_length("labels", labels, len(rows), "rows")
     _check_length("scales", scales, len(rows), "rows")

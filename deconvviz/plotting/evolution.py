@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from deconvviz.errors import InvalidInput
 
-CELL_INCHES = 0.62
+CELL_INCHES, NARROWEST = 0.62, 4.6
+"""The narrowest figure has room for the line below it."""
 
 
 class Strip(NamedTuple):
@@ -34,7 +35,7 @@ def evolution_strips(strips: Sequence[Strip], epochs: Sequence[int], columns: in
     columns = min(columns, len(strips))
     lines = -(-len(strips) // columns)
     height = max(len(strip.rows) for strip in strips)
-    size = columns * (CELL_INCHES * len(epochs) + 0.4), lines * (CELL_INCHES * height + 0.5) + 0.2
+    size = max(NARROWEST, columns * (CELL_INCHES * len(epochs) + 0.4)), lines * (CELL_INCHES * height + 0.5) + 0.2
     figure = Figure(figsize=size, layout="constrained")
     grid = list(figure.subplots(lines, columns, squeeze=False).flat)
     for axes in grid:
@@ -42,13 +43,9 @@ def evolution_strips(strips: Sequence[Strip], epochs: Sequence[int], columns: in
     for axes, strip in zip(grid, strips, strict=False):
         for y, row in enumerate(strip.rows):
             for x, pixels in enumerate(row):
-                axes.imshow(
-                    pixels, extent=(x + 0.03, x + 0.97, y + 0.97, y + 0.03), interpolation="antialiased"
-                )
+                axes.imshow(pixels, extent=(x + 0.03, x + 0.97, y + 0.97, y + 0.03), interpolation="antialiased")
                 if strip.framed[y][x]:
-                    axes.add_patch(
-                        Rectangle((x + 0.03, y + 0.03), 0.94, 0.94, fill=False, edgecolor="tab:red")
-                    )
+                    axes.add_patch(Rectangle((x + 0.03, y + 0.03), 0.94, 0.94, fill=False, edgecolor="tab:red"))
         axes.set(xlim=(0, len(epochs)), ylim=(height, 0), aspect="equal")
         axes.set_xticks([x + 0.5 for x in range(len(epochs))], [str(epoch) for epoch in epochs], fontsize=6)
         axes.set_yticks([y + 0.5 for y in range(len(strip.rows))], strip.labels, fontsize=6)

@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from deconvviz.images import display_scale, displayable
 
 if TYPE_CHECKING:
-    from deconvviz.diagnosis_result import LayerDiagnosis
+    from deconvviz.diagnostics.result import LayerDiagnosis
 
 COLOURS = {
     "dead": "black",

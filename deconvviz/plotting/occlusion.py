@@ -15,7 +15,7 @@ from deconvviz.errors import InvalidInput
 from deconvviz.images import IMAGENET_MEAN, IMAGENET_STD, displayable, to_pixels
 
 if TYPE_CHECKING:
-    from deconvviz.occlusion_maps import OcclusionMaps
+    from deconvviz.occlusion.maps import OcclusionMaps
 
 COLUMN_INCHES, ROW_INCHES = 2.6, 2.9
 MOST_LABELS = 9
@@ -65,12 +65,8 @@ def _patched(axes: Any, maps: OcclusionMaps, image: int, mean: Sequence[float], 
     boxes = maps.boxes
     y0, y1, x0, x1 = boxes[len(boxes) // 2, boxes.shape[1] // 2].tolist()
     pixels[y0:y1, x0:x1] = 128
-    _pixels(
-        axes, pixels, f"(a) a patch of {y1 - y0} x {x1 - x0}\nat {boxes.shape[0]} x {boxes.shape[1]} places"
-    )
-    axes.add_patch(
-        Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor="white", linewidth=0.8)
-    )
+    _pixels(axes, pixels, f"(a) a patch of {y1 - y0} x {x1 - x0}\nat {boxes.shape[0]} x {boxes.shape[1]} places")
+    axes.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor="white", linewidth=0.8))
 
 
 def _heat(figure: Figure, axes: Any, cells: Tensor, title: str) -> None:
@@ -88,14 +84,14 @@ def _label_map(axes: Any, cells: Tensor, labels: Sequence[str] | None) -> None:
     for i, number in enumerate(shown):
         index[cells.cpu().numpy() == number] = i
     colours = [f"C{i}" for i in range(len(shown))] + ["lightgrey"]
-    axes.imshow(
-        index, cmap=ListedColormap(colours), vmin=-0.5, vmax=len(shown) + 0.5, interpolation="nearest"
-    )
+    axes.imshow(index, cmap=ListedColormap(colours), vmin=-0.5, vmax=len(shown) + 0.5, interpolation="nearest")
     patches = [Patch(color=colours[i], label=_name(number, labels)) for i, number in enumerate(shown)]
     if len(numbers) > len(shown):
         patches.append(Patch(color="lightgrey", label=f"{len(numbers) - len(shown)} others"))
     _bare(axes, "(e) most probable label")
-    axes.legend(handles=patches, fontsize=6, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    legend = axes.legend(handles=patches, fontsize=6, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _pixels(axes: Any, pixels: np.ndarray, title: str) -> None:

@@ -56,8 +56,7 @@ _ROWS: list[tuple[str, Rule]] = [
         Rule(EXACT, linear.adjoint, keeps_gate=True, listed=False, classify=linear.product_kind),
     ),
     (
-        "conv_transpose1d conv_transpose2d conv_transpose3d "
-        "matmul mm bmm mv dot einsum tensordot bilinear grid_sample",
+        "conv_transpose1d conv_transpose2d conv_transpose3d matmul mm bmm mv dot einsum tensordot bilinear grid_sample",
         Rule(EXACT, linear.adjoint, listed=False, classify=linear.product_kind),
     ),
     (

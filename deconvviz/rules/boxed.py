@@ -66,11 +66,7 @@ def add(step: Step, signals: Boxes, context: Context) -> Boxes | None:
 def joined(step: Step, signals: Boxes, context: Context) -> Boxes | None:
     """Channels that were put side by side take their parts of the signal."""
     (signal,) = signals
-    if (
-        signal is None
-        or step.argument(1, "dim", 0) != 1
-        or len(step.argument(0, "tensors")) != len(step.inputs)
-    ):
+    if signal is None or step.argument(1, "dim", 0) != 1 or len(step.argument(0, "tensors")) != len(step.inputs):
         return None  # a constant among them has a part too
     parts = signal.content.split([context.values[i].shape[1] for i in step.inputs], 2)
     return [signal.holding(part) for part in parts]
@@ -94,9 +90,7 @@ def average_back(step: Step, signals: Boxes, context: Context) -> Boxes | None:
     """Each average spread over its window, if all windows count alike: a filter of equal weights."""
     (signal,) = signals
     spatial = int(step.operation[-2])
-    kernel, stride, padding, ceil_mode, count_padding, divisor = average_arguments(
-        *step.arguments, **step.keywords
-    )
+    kernel, stride, padding, ceil_mode, count_padding, divisor = average_arguments(*step.arguments, **step.keywords)
     space = tuple(context.values[step.inputs[0]].shape[2:])
     padded = any(each(padding, spatial))
     if signal is None or len(space) != spatial or ceil_mode or (padded and not count_padding) or divisor:

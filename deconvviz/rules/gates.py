@@ -128,7 +128,5 @@ def rerun_random(step: Step, *inputs: Tensor) -> Any:
 def default_generator(device: torch.device) -> torch.Generator:
     """The generator that random operations on ``device`` draw from."""
     if device.type == "cuda":
-        return torch.cuda.default_generators[
-            torch.cuda.current_device() if device.index is None else device.index
-        ]
+        return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
     return torch.mps._get_default_mps_generator() if device.type == "mps" else torch.default_generator

@@ -36,9 +36,7 @@ def adjoint(step: Step, signals: Signals, context: Context) -> Signals:
     """A linear operation has one Jacobian everywhere: it is pulled back at a placeholder."""
     signal = next(signal for signal in signals if signal is not None)
     at = [
-        torch.empty_strided(
-            value.shape, value.stride, dtype=as_fine(value.dtype, signal.dtype), device=signal.device
-        )
+        torch.empty_strided(value.shape, value.stride, dtype=as_fine(value.dtype, signal.dtype), device=signal.device)
         for value in (context.values[i] for i in step.inputs)
     ]
     return pull_back(step, signals, at)
@@ -103,9 +101,7 @@ def _written_in(step: Step, dtype: torch.dtype) -> Step:
         return step
     if isinstance(where, str):
         return replace(step, keywords={**step.keywords, where: target.to(dtype)})
-    return replace(
-        step, arguments=tuple(target.to(dtype) if i == where else a for i, a in enumerate(arguments))
-    )
+    return replace(step, arguments=tuple(target.to(dtype) if i == where else a for i, a in enumerate(arguments)))
 
 
 def identity(step: Step, signals: Signals, context: Context) -> Signals:
@@ -141,9 +137,7 @@ def transposed_filter(signal: Tensor, weight: Tensor, size: Sequence[int], strid
     batch = signal.flatten(0, 1).contiguous(memory_format=layout)
     geometry = zip(size, batch.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
     beyond = [n - ((cells - 1) * s - 2 * p + (k - 1) * d + 1) for n, cells, k, s, p, d in geometry]
-    back = TRANSPOSED[spatial - 1](
-        batch, weight.to(batch.dtype), None, stride, padding, beyond, groups, dilation
-    )
+    back = TRANSPOSED[spatial - 1](batch, weight.to(batch.dtype), None, stride, padding, beyond, groups, dilation)
     return back.unflatten(0, signal.shape[:2])
 
 

@@ -40,9 +40,7 @@ def _layer_norm(x: Tensor, normalized_shape: Sequence[int], weight: Any = None, 
     return torch.rsqrt(_variance(x, range(-len(normalized_shape), 0)) + eps), weight
 
 
-def _rms_norm(
-    x: Tensor, normalized_shape: Sequence[int], weight: Any = None, eps: Any = None
-) -> tuple[Any, ...]:
+def _rms_norm(x: Tensor, normalized_shape: Sequence[int], weight: Any = None, eps: Any = None) -> tuple[Any, ...]:
     square = x.to(torch.promote_types(x.dtype, torch.float32)).square()
     mean = square.mean(tuple(range(-len(normalized_shape), 0)), keepdim=True)
     return torch.rsqrt(mean + (torch.finfo(x.dtype).eps if eps is None else eps)), weight

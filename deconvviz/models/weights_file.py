@@ -78,9 +78,7 @@ def _state_dict(given: Any, name: str) -> dict[str, Tensor]:
     for wrapping in ("state_dict", "model"):
         given = given[wrapping] if isinstance(given, dict) and wrapping in given else given
     if not isinstance(given, dict) or not given or not all(isinstance(t, Tensor) for t in given.values()):
-        raise WeightsError(
-            f"{name} holds no state dict: save the weights with torch.save(model.state_dict(), path)"
-        )
+        raise WeightsError(f"{name} holds no state dict: save the weights with torch.save(model.state_dict(), path)")
     prefix = "module." if all(str(key).startswith("module.") for key in given) else ""
     return {str(key).removeprefix(prefix): tensor for key, tensor in given.items()}
 

@@ -92,8 +92,7 @@ def demo_photographs() -> dict[str, Image.Image]:
         WeightsError: the ``demo`` extra is not installed.
     """
     return {
-        name: Image.open(_package_file("skimage", f"data/{file}")).convert("RGB")
-        for name, file in _PHOTOGRAPHS.items()
+        name: Image.open(_package_file("skimage", f"data/{file}")).convert("RGB") for name, file in _PHOTOGRAPHS.items()
     }
 
 
@@ -123,9 +122,7 @@ def _read_weights(path: Path) -> dict[str, list[np.ndarray]]:
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     if digest != _WEIGHTS_SHA256:
-        raise WeightsError(
-            f"{path} has the SHA-256 {digest}, expected {_WEIGHTS_SHA256}: {_REMEDY} --force-reinstall"
-        )
+        raise WeightsError(f"{path} has the SHA-256 {digest}, expected {_WEIGHTS_SHA256}: {_REMEDY} --force-reinstall")
     return _ArrayUnpickler(io.BytesIO(content)).load()
 
 

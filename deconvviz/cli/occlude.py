@@ -10,11 +10,11 @@ from pathlib import Path
 from torch import Tensor
 
 from deconvviz.capture import require_module, watch
-from deconvviz.commands import forward_pass, load, say
+from deconvviz.cli.commands import forward_pass, load, say
 from deconvviz.errors import InvalidInput
 from deconvviz.images import load_picture
 from deconvviz.layers import address
-from deconvviz.model_zoo import LoadedModel
+from deconvviz.models.zoo import LoadedModel
 from deconvviz.occlusion import OcclusionSensitivity
 from deconvviz.plotting import save_figure
 

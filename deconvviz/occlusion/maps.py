@@ -15,20 +15,20 @@ from torch import Tensor, nn
 
 from deconvviz.capture import left_as_found, require_module, watch
 from deconvviz.capture.reading import reading
-from deconvviz.clean_passes import clean_passes
 from deconvviz.deconvnet import Deconvnet
 from deconvviz.errors import InvalidInput, TargetOutOfRange, UnsupportedModel
-from deconvviz.fills import Fill, filled
 from deconvviz.images import IMAGENET_MEAN, IMAGENET_STD
 from deconvviz.incremental import Outcome
 from deconvviz.inputs import input_images
 from deconvviz.layers import Layer, find_call, locate
+from deconvviz.occlusion.clean_passes import clean_passes
+from deconvviz.occlusion.fills import Fill, filled
+from deconvviz.occlusion.refinement import Refine, Refinement, Rows, refined
+from deconvviz.occlusion.sweep import FullEngine, IncrementalEngine, sweep
+from deconvviz.occlusion.windows import Windows
 from deconvviz.plotting.occlusion import figure7
-from deconvviz.refinement import Refine, Refinement, Rows, refined
 from deconvviz.shards import gathered, own_share
-from deconvviz.sweep import FullEngine, IncrementalEngine, sweep
 from deconvviz.units import FeatureMaps, feature_maps, require
-from deconvviz.windows import Windows
 
 SCORES = ("probability", "logit")
 
@@ -134,13 +134,11 @@ def occlusion_maps(
     model = require_module(model)
     require("score", score, SCORES)
     if type(best) is not int or best < 1:
-        raise InvalidInput(
-            f"labels is {best!r}; expected how many of the most probable ones to keep, from 1 on"
-        )
+        raise InvalidInput(f"labels is {best!r}; expected how many of the most probable ones to keep, from 1 on")
     images = input_images(images, model)
     if refine is not None and not isinstance(refine, Refine):
         raise InvalidInput(
-            f"refine is {refine!r}; expected a deconvviz.refinement.Refine, or None to compute every window"
+            f"refine is {refine!r}; expected a deconvviz.occlusion.Refine, or None to compute every window"
         )
     if images.dim() != 4:
         raise InvalidInput(f"images have shape {tuple(images.shape)}; expected (N, C, H, W)")
@@ -148,20 +146,14 @@ def occlusion_maps(
     with left_as_found(model), torch.no_grad():
         found = _Maps(model, images, layer, fmap, targets, score, best, shard)
         with Deconvnet(model) as deconv:
-            projections = [
-                deconv.project(layer, int(m), inputs=images[n : n + 1]) for n, m in enumerate(found.fmaps)
-            ]
+            projections = [deconv.project(layer, int(m), inputs=images[n : n + 1]) for n, m in enumerate(found.fmaps)]
         refinements: list[Refinement] = []
         if refine is None:
             rows = found.sweep(images, windows, fill, engine, batch, progress)
         else:
             rows, refinements = _refined(found, images, windows, grid, fill, engine, batch, progress, refine)
-    cells = {
-        name: values.movedim(0, -1).unflatten(-1, grid).to(images.device) for name, values in rows.items()
-    }
-    boxes = [
-        [edge for side in windows.box(w)[1:] for edge in (side.start, side.stop)] for w in range(len(windows))
-    ]
+    cells = {name: values.movedim(0, -1).unflatten(-1, grid).to(images.device) for name, values in rows.items()}
+    boxes = [[edge for side in windows.box(w)[1:] for edge in (side.start, side.stop)] for w in range(len(windows))]
     return OcclusionMaps(
         images=images,
         boxes=torch.tensor(boxes, device="cpu").view(*grid, 4),
@@ -187,17 +179,12 @@ def _grid(images: Tensor, patch: Any, stride: Any) -> tuple[Windows, tuple[int, 
     for name, given in (("patch", patch), ("stride", stride)):
         pair = tuple(given) if isinstance(given, (tuple, list)) else (given, given)
         if len(pair) != 2 or not all(type(n) is int and n >= 1 for n in pair):
-            raise InvalidInput(
-                f"{name} is {given!r}; expected pixels, one number or (height, width), from 1 on"
-            )
+            raise InvalidInput(f"{name} is {given!r}; expected pixels, one number or (height, width), from 1 on")
         sides.append(pair)
     extent, steps = sides
     if any(w > n for w, n in zip(extent, space, strict=True)):
         raise InvalidInput(f"patch {extent} does not fit images of {space[0]} x {space[1]} pixels")
-    starts = [
-        np.arange(0, min(n, n - w + s), s, dtype=np.int64)
-        for n, w, s in zip(space, extent, steps, strict=True)
-    ]
+    starts = [np.arange(0, min(n, n - w + s), s, dtype=np.int64) for n, w, s in zip(space, extent, steps, strict=True)]
     y, x = np.meshgrid(*starts, indexing="ij")
     firsts = np.stack([np.zeros(y.size, np.int64), y.ravel(), x.ravel()])
     return Windows(tuple(images.shape[1:]), firsts, (channels, *extent)), (len(starts[0]), len(starts[1]))
@@ -232,9 +219,7 @@ class _Maps:
             raise InvalidInput(f"fmap is {fmap!r}; expected one feature map or 'strongest'")
         self.fmaps = maps[:, 0]
         if score == "probability" and outputs.shape[1] == 1:
-            raise InvalidInput(
-                "the model gives one number an image, whose softmax is always 1: use score='logit'"
-            )
+            raise InvalidInput("the model gives one number an image, whose softmax is always 1: use score='logit'")
         self.best = min(best, outputs.shape[1])
         self.targets = _targets(targets, outputs)
         self.clean = {name: rows[0] for name, rows in self._rows(activation, outputs, 1).items()}
@@ -280,9 +265,7 @@ class _Maps:
 
     def _changed(self, images: Tensor, windows: Windows, fill: Tensor) -> IncrementalEngine | None:
         try:
-            passes, (output, value), _ = clean_passes(
-                self.model, images, (), f"{self.call[0]}#{self.call[1]}"
-            )
+            passes, (output, value), _ = clean_passes(self.model, images, (), f"{self.call[0]}#{self.call[1]}")
         except Exception:  # what the model itself raises, it raises again
             return None
 
@@ -303,9 +286,7 @@ class _Maps:
 
     def _rows(self, activation: Tensor, outputs: Tensor, count: int) -> Rows:
         """Results of ``count`` copies of the images."""
-        chosen = activation.unflatten(0, (count, -1))[
-            :, torch.arange(len(self.fmaps), device="cpu"), self.fmaps
-        ]
+        chosen = activation.unflatten(0, (count, -1))[:, torch.arange(len(self.fmaps), device="cpu"), self.fmaps]
         return self._scores(chosen.reshape(*chosen.shape[:2], -1).sum(-1), outputs, count)
 
     def _scores(self, totals: Tensor, outputs: Tensor, count: int) -> Rows:
@@ -329,19 +310,13 @@ def _targets(given: Any, outputs: Tensor) -> Tensor:
         if targets.is_floating_point() or targets.dtype == torch.bool:
             raise TypeError
         targets = targets.to(outputs.device).long()
-        targets = (
-            targets.view(-1).expand(len(outputs), -1)
-            if targets.dim() < 2
-            else targets.expand(len(outputs), -1)
-        )
+        targets = targets.view(-1).expand(len(outputs), -1) if targets.dim() < 2 else targets.expand(len(outputs), -1)
     except (RuntimeError, TypeError, ValueError):
         raise InvalidInput(
             f"targets are {given!r}; expected a class, several for all images, or a tensor ({len(outputs)}, T)"
         ) from None
     if targets.numel() == 0 or int(targets.min()) < 0 or int(targets.max()) >= outputs.shape[1]:
-        raise TargetOutOfRange(
-            f"targets are {given!r}, but the model has classes 0 to {outputs.shape[1] - 1}"
-        )
+        raise TargetOutOfRange(f"targets are {given!r}, but the model has classes 0 to {outputs.shape[1] - 1}")
     return targets
 
 
@@ -355,9 +330,7 @@ def _refined(
     for n in range(len(images)):
         one, image, fills = found.only(n), images[n : n + 1], content[n : n + 1]
 
-        def evaluate(
-            only: NDArray[np.int64], one: _Maps = one, image: Tensor = image, fills: Tensor = fills
-        ) -> Rows:
+        def evaluate(only: NDArray[np.int64], one: _Maps = one, image: Tensor = image, fills: Tensor = fills) -> Rows:
             return one.sweep(image, windows, fills, engine, batch, progress, only)
 
         rows, refinement = refined(evaluate, grid, lambda rows: rows["scores"][:, 0, 0], refine)

@@ -31,9 +31,7 @@ def clean_passes(
             or on chance, or can't be seen.
     """
     if not isinstance(function, nn.Module):
-        raise UnsupportedModel(
-            f"a {type(function).__name__} is no module, so its operations are not computed in part"
-        )
+        raise UnsupportedModel(f"a {type(function).__name__} is no module, so its operations are not computed in part")
     model = require_module(function)
     if images.dim() < 3 or not images.is_floating_point():
         raise UnsupportedModel(f"inputs {tuple(images.shape)} {images.dtype} are no images (N, C, *S)")
@@ -60,11 +58,7 @@ def clean_passes(
 
 def _obstacle(tape: Tape, output: Any) -> str | None:
     """Why a pass can't be computed again in part."""
-    if (
-        not isinstance(output, Tensor)
-        or len(tape.calls[-1].outputs) != 1
-        or tape.calls[-1].outputs[0] is None
-    ):
+    if not isinstance(output, Tensor) or len(tape.calls[-1].outputs) != 1 or tape.calls[-1].outputs[0] is None:
         return f"the model gives a {type(output).__name__}, or a tensor that does not depend on the image"
     if output.dim() < 1 or len(output) != 1:
         return f"the output {tuple(output.shape)} of one image has no batch axis"

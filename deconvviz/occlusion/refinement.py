@@ -105,9 +105,7 @@ def _spread(values: Tensor, rows: Places, columns: Places, grid: tuple[int, int]
     """Results of the windows at ``rows`` x ``columns`` to the whole grid: numbers between them, labels the nearest."""
     coarse = values.unflatten(0, (len(rows), len(columns)))
     if not values.is_floating_point():
-        nearest = (
-            torch.from_numpy(_nearest(places, n)) for places, n in ((rows, grid[0]), (columns, grid[1]))
-        )
+        nearest = (torch.from_numpy(_nearest(places, n)) for places, n in ((rows, grid[0]), (columns, grid[1])))
         return coarse[torch.meshgrid(*nearest, indexing="ij")].flatten(0, 1)
     planes = coarse.flatten(2).double().numpy()
     between = [_interpolated(planes[..., i], rows, columns, grid).ravel() for i in range(planes.shape[-1])]

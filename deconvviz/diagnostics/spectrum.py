@@ -29,10 +29,7 @@ class Spectrum:
 
     def __init__(self, kernel: tuple[int, int], dilation: Sequence[int] = (1, 1)) -> None:
         axis = (torch.arange(64, dtype=torch.float64, device="cpu") + 0.5) / 64 - 0.5
-        places = [
-            torch.arange(k, dtype=torch.float64, device="cpu") * d
-            for k, d in zip(kernel, dilation, strict=True)
-        ]
+        places = [torch.arange(k, dtype=torch.float64, device="cpu") * d for k, d in zip(kernel, dilation, strict=True)]
         self.frequencies = torch.cartesian_prod(axis, axis)
         self.waves = torch.exp(2j * math.pi * (self.frequencies @ torch.cartesian_prod(*places).T))
 
@@ -43,9 +40,7 @@ class Spectrum:
 
     def carried(self, weights: Tensor, stride: Sequence[int]) -> Tensor:
         """The energy (O,) at frequencies that an output of this stride can carry: below 1/(2·stride) on both axes."""
-        return self._energy(
-            weights, (self.frequencies.abs() < 0.5 / torch.tensor(stride, device="cpu")).all(1)
-        )
+        return self._energy(weights, (self.frequencies.abs() < 0.5 / torch.tensor(stride, device="cpu")).all(1))
 
     def _energy(self, weights: Tensor, inside: Tensor) -> Tensor:
         band = self.waves[inside]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deconvviz.errors import CheckpointError, FeatureMapOutOfRange, InvalidInput, UnknownLayer
-from deconvviz.feature_map import GREY, FeatureMap, fitted
+from deconvviz.grid.feature_map import GREY, FeatureMap, fitted
 from deconvviz.images import IMAGENET_MEAN, IMAGENET_STD, displayable, to_pixels
 from deconvviz.mining.archive import load_archive, save_archive
 from deconvviz.plotting.evolution import Strip, evolution_strips
@@ -73,9 +73,7 @@ class Evolution:
         """One feature map at all looks: its strongest activation, image, patch and projection."""
         numbers = self.fmaps(layer)
         if fmap not in numbers:
-            raise FeatureMapOutOfRange(
-                f"map {fmap} of layer {layer!r} was not looked at: expected one of {numbers}"
-            )
+            raise FeatureMapOutOfRange(f"map {fmap} of layer {layer!r} was not looked at: expected one of {numbers}")
         return tuple(self._of(look, layer)[numbers.index(fmap)] for look in self.looks)
 
     def values(self, layer: str) -> Tensor:
@@ -89,10 +87,7 @@ class Evolution:
     def images(self, layer: str) -> Tensor:
         """The numbers of the strongest images (E, F); -1 where the strongest activation is zero: a dead map."""
         return torch.tensor(
-            [
-                [found.images[0] if any(found.values) else -1 for found in self._of(look, layer)]
-                for look in self.looks
-            ],
+            [[found.images[0] if any(found.values) else -1 for found in self._of(look, layer)] for look in self.looks],
             device="cpu",
         )
 
@@ -170,9 +165,7 @@ class Evolution:
             for n, layer in enumerate(self.layers):
                 of_maps = []
                 for m, found in enumerate(look.maps[layer]):
-                    of_maps.append(
-                        {f.name: getattr(found, f.name) for f in fields(found) if f.name not in _PICTURES}
-                    )
+                    of_maps.append({f.name: getattr(found, f.name) for f in fields(found) if f.name not in _PICTURES})
                     for kind in _PICTURES:
                         for unit, picture in enumerate(getattr(found, kind)):
                             arrays[f"{e}.{n}.{m}.{kind}.{unit}"] = picture.numpy()
@@ -203,9 +196,7 @@ class Evolution:
             ) from error
 
     def __str__(self) -> str:
-        lines = [
-            f"{'layer':24} settled  jumps at epoch {' '.join(f'{epoch:>4}' for epoch in self.epochs[1:])}"
-        ]
+        lines = [f"{'layer':24} settled  jumps at epoch {' '.join(f'{epoch:>4}' for epoch in self.epochs[1:])}"]
         for layer in self.layers:
             settled = self.settled(layer)
             shares = self.jumps(layer)[1:].float().mean(1).tolist()
@@ -249,9 +240,7 @@ class Evolution:
 
 
 def _plain(found: FeatureMap) -> FeatureMap:
-    pictures: dict[str, Any] = {
-        kind: tuple(p.cpu().float() for p in getattr(found, kind)) for kind in _PICTURES
-    }
+    pictures: dict[str, Any] = {kind: tuple(p.cpu().float() for p in getattr(found, kind)) for kind in _PICTURES}
     return replace(found, **pictures)
 
 

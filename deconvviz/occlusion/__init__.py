@@ -35,18 +35,20 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from deconvviz.capture import left_as_found
-from deconvviz.clean_passes import clean_passes
 from deconvviz.errors import DeconvvizError, InvalidInput, UnsupportedModel
-from deconvviz.fills import Fill, filled
 from deconvviz.incremental import Outcome
 from deconvviz.inputs import require_finite
 from deconvviz.layers import Layer
-from deconvviz.occlusion_maps import OcclusionMaps, occlusion_maps
-from deconvviz.refinement import Refine
+from deconvviz.occlusion.clean_passes import clean_passes
+from deconvviz.occlusion.fills import Fill, filled
+from deconvviz.occlusion.maps import OcclusionMaps, occlusion_maps
+from deconvviz.occlusion.refinement import Refine, Refinement
+from deconvviz.occlusion.sweep import FullEngine, IncrementalEngine, Rows, sweep
+from deconvviz.occlusion.windows import Windows, circles, segments
 from deconvviz.shards import gathered, own_share, together
-from deconvviz.sweep import FullEngine, IncrementalEngine, Rows, sweep
 from deconvviz.units import FeatureMaps, require
-from deconvviz.windows import Windows
+
+__all__ = ["OcclusionMaps", "OcclusionSensitivity", "Refine", "Refinement", "circles", "segments"]
 
 ENGINES = ("auto", "incremental", "full")
 
@@ -105,13 +107,13 @@ class OcclusionSensitivity(PerturbationAttribution):
                 of a picture; a tuple of these for several inputs.
             strides: the step of the window on these axes, or one for all; at most the window's extent.
             baselines: what covers: a number, a tensor, ``"mean"``, ``"blur"``, ``"noise"``, a function of the
-                inputs (:func:`~deconvviz.fills.filled`), or a tuple of these.
+                inputs (:func:`~deconvviz.occlusion.fills.filled`), or a tuple of these.
             target: which output, in any form that captum takes.
             additional_forward_args: what else the model takes; tensors have the inputs' batch axis.
             perturbations_per_eval: windows in one call of the model; by default what measures fastest and fits.
             show_progress: show a bar.
             masks: instead of a sliding window, parts of any shape: (W, *S) or (W, C, *S), true where it covers
-                (:func:`~deconvviz.windows.circles`, :func:`~deconvviz.windows.segments`).
+                (:func:`~deconvviz.occlusion.windows.circles`, :func:`~deconvviz.occlusion.windows.segments`).
 
         Returns:
             A tensor of the inputs' shape, or a tuple of them; positive where the output fell, NaN where no mask
@@ -186,7 +188,7 @@ class OcclusionSensitivity(PerturbationAttribution):
             baseline: what covers, as ``baselines`` of :meth:`attribute`.
             score: ``"probability"``, the softmax of the model's output, or ``"logit"``, the output itself.
             labels: how many of the most probable labels to keep at each position.
-            refine: compute only some of the windows (:class:`~deconvviz.refinement.Refine`); by default all.
+            refine: compute only some of the windows (:class:`~deconvviz.occlusion.refinement.Refine`); by default all.
             perturbations_per_eval, show_progress: as in :meth:`attribute`.
 
         Raises:
@@ -216,9 +218,7 @@ class OcclusionSensitivity(PerturbationAttribution):
                 raise UnsupportedModel(f"the model takes {len(tensors)} inputs")
             passes, (output,), outputs = clean_passes(model.function, tensors[0], model.additional or ())
             clean = model.select(outputs, 1)
-            if len(tensors[0]) > 1 and not torch.allclose(
-                clean, model.clean(tensors), 1e-2, 1e-3, equal_nan=True
-            ):
+            if len(tensors[0]) > 1 and not torch.allclose(clean, model.clean(tensors), 1e-2, 1e-3, equal_nan=True):
                 raise UnsupportedModel("the images of a batch depend on each other")
         except Exception as error:  # what the model itself raises, it raises again
             if self.engine != "incremental":
@@ -231,9 +231,7 @@ class OcclusionSensitivity(PerturbationAttribution):
         def changes(outcomes: Sequence[Outcome], count: int) -> Rows:
             """The model's own clean outputs, and what the windows change: nothing is exactly nothing."""
             outputs = torch.stack([outcome.whole(output) for outcome in outcomes], 1).flatten(0, 1)
-            return {
-                "output": clean.reshape(1, -1) + (model.select(outputs, count).reshape(count, -1) - reference)
-            }
+            return {"output": clean.reshape(1, -1) + (model.select(outputs, count).reshape(count, -1) - reference)}
 
         return IncrementalEngine(passes, tensors[0], windows[0], fills[0], changes), clean
 
@@ -297,10 +295,7 @@ def _full_engines(
         return {"output": outputs.reshape(count, -1)}
 
     pictures = tensors[i].dim() == 4 and isinstance(model.function, nn.Module)
-    return [
-        FullEngine(run, tensors, i, windows, fill, layout)
-        for layout in ((False, True) if pictures else (False,))
-    ]
+    return [FullEngine(run, tensors, i, windows, fill, layout) for layout in ((False, True) if pictures else (False,))]
 
 
 def _windows(tensors: tuple[Tensor, ...], shapes: Any, strides: Any, masks: Any) -> list[Windows]:

@@ -32,9 +32,7 @@ def filled(inputs: Tensor, fill: Any) -> Tensor:
         fill = fill(inputs)
     if isinstance(fill, str):
         if fill not in FILLS:
-            raise InvalidInput(
-                f"the fill is {fill!r}; expected a number, a tensor, a function or one of {FILLS}"
-            )
+            raise InvalidInput(f"the fill is {fill!r}; expected a number, a tensor, a function or one of {FILLS}")
         if not inputs.is_floating_point() or inputs.dim() < 3:
             raise InvalidInput(
                 f"the fill is {fill!r}, for inputs {tuple(inputs.shape)} of {inputs.dtype}; expected floating point, "
@@ -43,9 +41,7 @@ def filled(inputs: Tensor, fill: Any) -> Tensor:
         return {"mean": _mean, "blur": _blur, "noise": _noise}[fill](inputs)
     try:
         fraction = isinstance(fill, float) or (isinstance(fill, Tensor) and fill.is_floating_point())
-        dtype = (
-            None if fraction and not inputs.is_floating_point() else inputs.dtype
-        )  # of whole numbers it is none
+        dtype = None if fraction and not inputs.is_floating_point() else inputs.dtype  # of whole numbers it is none
         content = torch.as_tensor(0 if fill is None else fill, dtype=dtype, device=inputs.device)
         content.expand(inputs.shape)
     except (RuntimeError, TypeError, ValueError) as error:

@@ -1,7 +1,7 @@
 """A page of real features of a real network: SqueezeNet 1.1 on three photographs, nothing downloaded.
 
 Here the page is written: pictures, HTML, and an explorer of a middle layer's maps over crops of the photographs.
-:mod:`~deconvviz.demo_results` computes what it shows.
+:mod:`~deconvviz.demo.results` computes what it shows.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from deconvviz.demo_data import demo_labels, demo_model, demo_photographs
-from deconvviz.demo_results import SIDE, STAGES, Photograph, Pixels, photographs
+from deconvviz.demo.data import demo_labels, demo_model, demo_photographs
+from deconvviz.demo.results import SIDE, STAGES, Photograph, Pixels, photographs
 from deconvviz.filter_grid import FilterGrid
 from deconvviz.images import atomic_write, save_picture, to_input
 from deconvviz.plotting import save_figure
@@ -88,9 +88,7 @@ class Crops(Dataset[Tensor]):
     """Crops of the photographs as a data set; :attr:`samples` names them."""
 
     def __init__(self, crops: Mapping[str, Sequence[Image.Image]]) -> None:
-        self.samples = [
-            (f"{name}, crop {i}", crop) for name, found in crops.items() for i, crop in enumerate(found)
-        ]
+        self.samples = [(f"{name}, crop {i}", crop) for name, found in crops.items() for i, crop in enumerate(found)]
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from deconvviz.capture import watch
 from deconvviz.capture.reading import LayerCall, evaluating
 from deconvviz.errors import FeatureMapOutOfRange, InvalidInput, NoForwardPass
-from deconvviz.feature_map import Box, FeatureMap
 from deconvviz.geometry import Axis, ReceptiveField, receptive_field
+from deconvviz.grid.feature_map import Box, FeatureMap
+from deconvviz.grid.unit_projection import Unit, crop_of, project_units
 from deconvviz.images import IMAGENET_MEAN, IMAGENET_STD
 from deconvviz.layers import address, described, find_call, only_output
 from deconvviz.mining.archive import checksum
 from deconvviz.mining.data import Images, require_count
 from deconvviz.mining.strongest import NOBODY, Strongest
 from deconvviz.plotting.feature_maps import feature_maps
-from deconvviz.unit_projection import Unit, crop_of, project_units
 
 UNITS_AT_ONCE = 256
 """Whose images and projections are held in memory together, or one image's if it has more."""
@@ -42,9 +42,7 @@ class LayerPlace:
     field: ReceptiveField
 
 
-def find_places(
-    model: nn.Module, layers: Sequence[tuple[str, int | None]], image: Tensor
-) -> tuple[LayerPlace, ...]:
+def find_places(model: nn.Module, layers: Sequence[tuple[str, int | None]], image: Tensor) -> tuple[LayerPlace, ...]:
     """The places of ``layers`` in a pass over an image (1, C, *S).
 
     Raises:
@@ -218,11 +216,7 @@ class GridLayer(Sequence[FeatureMap]):
     def box(self, fmap: int, rank: int) -> tuple[tuple[int, int], ...]:
         """The pixels that a unit sees; of a layer without positions the whole image."""
         axes, position = self.place.field.axes, self.position(fmap, rank)
-        return (
-            self.place.field.box(position)
-            if len(position) == len(axes)
-            else tuple((0, a.image) for a in axes)
-        )
+        return self.place.field.box(position) if len(position) == len(axes) else tuple((0, a.image) for a in axes)
 
     def chosen(self, fmaps: Sequence[int] | None) -> list[int]:
         """Maps by number, from the end if negative; all for ``None``."""

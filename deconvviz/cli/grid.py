@@ -15,11 +15,11 @@ from pathlib import Path
 
 from torch import distributed
 
-from deconvviz.commands import load, say
+from deconvviz.cli.commands import load, say
 from deconvviz.errors import InvalidInput
 from deconvviz.explorer import Sizes
 from deconvviz.filter_grid import FilterGrid
-from deconvviz.model_zoo import LoadedModel
+from deconvviz.models.zoo import LoadedModel
 from deconvviz.plotting import save_figure
 
 
@@ -61,9 +61,7 @@ def _mined(arguments: argparse.Namespace) -> tuple[LoadedModel, FilterGrid]:
             "the next run; expected a folder beside it"
         )
     loaded = load(arguments)
-    found = FilterGrid(
-        loaded.model, arguments.layers, arguments.k, on_unsupported=arguments.on_unsupported
-    ).fit(
+    found = FilterGrid(loaded.model, arguments.layers, arguments.k, on_unsupported=arguments.on_unsupported).fit(
         arguments.folder,
         transform=loaded.transform,
         limit=arguments.limit,
@@ -85,9 +83,12 @@ def _mined(arguments: argparse.Namespace) -> tuple[LoadedModel, FilterGrid]:
 @contextmanager
 def _process_group() -> Iterator[None]:
     """The group that ``torchrun`` asks for by its environment variables, if it does."""
-    started = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized()
-    if started:
-        distributed.init_process_group("gloo")
+    try:
+        started = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized()
+        if started:
+            distributed.init_process_group("gloo")
+    except ValueError as error:
+        raise InvalidInput(f"WORLD_SIZE and what torchrun sets beside it do not fit: {error}") from error
     try:
         yield
     finally:

@@ -24,7 +24,7 @@ from torchvision.transforms import InterpolationMode
 
 from deconvviz.errors import InvalidInput, WeightsError
 from deconvviz.images import IMAGENET_MEAN, IMAGENET_STD, to_input
-from deconvviz.weights_file import load_weights
+from deconvviz.models.weights_file import load_weights
 
 
 @dataclass(frozen=True)

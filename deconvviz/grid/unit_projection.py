@@ -103,9 +103,7 @@ def _sharing(field: ReceptiveField, units: Sequence[Unit]) -> tuple[list[list[in
 
 def takes_whole(field: ReceptiveField) -> bool:
     """Whether crops would be most of the image: then the units of an image share its whole pass instead."""
-    crop, image = (
-        math.prod(sizes) for sizes in zip(*((a.crop_size, a.image) for a in field.axes), strict=True)
-    )
+    crop, image = (math.prod(sizes) for sizes in zip(*((a.crop_size, a.image) for a in field.axes), strict=True))
     return field.covers_image or 4 * crop > 3 * image
 
 

@@ -134,9 +134,7 @@ def small_alexnet(
 
 def _small(size: int, choices: Mapping[int, tuple[int, tuple[str, ...]]]) -> tuple[int, tuple[str, ...]]:
     if size not in choices:
-        raise InvalidInput(
-            f"size is {size!r}; expected 32 or 64 pixels: resize the images, or take zfnet (224)"
-        )
+        raise InvalidInput(f"size is {size!r}; expected 32 or 64 pixels: resize the images, or take zfnet (224)")
     return choices[size]
 
 

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from deconvviz.errors import DeconvvizError, UnsupportedModel, WindowFailed
 from deconvviz.incremental import CleanPass, Outcome, Plan, alike
 from deconvviz.memory import out_of_memory
-from deconvviz.windows import Windows
+from deconvviz.occlusion.windows import Windows
 
 FIRST_BATCH = 24
 LARGEST_BATCH = {"cpu": 256}
@@ -210,9 +210,7 @@ def sweep(
 
 
 def _warn(error: Exception) -> None:
-    warnings.warn(
-        f"incremental inference failed, so whole passes go on: {type(error).__name__}: {error}", stacklevel=4
-    )
+    warnings.warn(f"incremental inference failed, so whole passes go on: {type(error).__name__}: {error}", stacklevel=4)
 
 
 def _confirm(found: Rows, expected: Rows, clean: Rows, rounding: float) -> None:

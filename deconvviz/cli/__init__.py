@@ -1,12 +1,14 @@
 """The command line: ``deconvviz demo | project | occlude | grid | explore | filters | check | layers``.
 
-Parsers only; :mod:`~deconvviz.commands` does the work. A user's mistake ends in exit code 2 and one line on
+Parsers only; :mod:`~deconvviz.cli.commands` does the work. A user's mistake ends in exit code 2 and one line on
 stderr, never in a traceback. A new command is an entry of :data:`COMMANDS`.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -15,12 +17,12 @@ from typing import NoReturn
 
 import torch
 
-from deconvviz.commands import check, demo, filters, layers, project, say
+from deconvviz.cli.commands import check, demo, filters, layers, project, say
+from deconvviz.cli.grid import explore, grid
+from deconvviz.cli.occlude import occlude
 from deconvviz.errors import DeconvvizError, InvalidInput
-from deconvviz.fills import FILLS
-from deconvviz.grid_commands import explore, grid
-from deconvviz.occlude_command import occlude
-from deconvviz.occlusion_maps import SCORES
+from deconvviz.occlusion.fills import FILLS
+from deconvviz.occlusion.maps import SCORES
 from deconvviz.plotting import FIGURE_SUFFIXES
 
 
@@ -30,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0; 1 from ``check`` if an operation is unsupported; 2 for a user's mistake; 130 after Ctrl-C.
     """
+    for name in ("stdout", "stderr"):  # a shell may have closed them
+        if getattr(sys, name) is None:
+            setattr(sys, name, io.StringIO())
     try:
         arguments = _parser().parse_args(argv)
         code: int = arguments.run(arguments)
@@ -99,9 +104,7 @@ def _occlude_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the classes' names, one a line; default: the weights' own",
     )
-    add(
-        "--out", type=_figure, required=True, metavar="FILE", help="of several pictures numbered: FILE-1, ..."
-    )
+    add("--out", type=_figure, required=True, metavar="FILE", help="of several pictures numbered: FILE-1, ...")
 
 
 def _filters_options(parser: argparse.ArgumentParser) -> None:
@@ -119,9 +122,7 @@ def _mining_options(parser: argparse.ArgumentParser) -> None:
     add("--layers", nargs="+", required=True, metavar="L", help="as `deconvviz layers` lists them")
     add("--k", type=_count, default=9, metavar="K", help="units of each map; default: 9")
     add("--limit", type=_count, metavar="N", help="take only the first N pictures")
-    add(
-        "--batch-size", type=_count, metavar="N", help="default: 32; halved where the memory does not suffice"
-    )
+    add("--batch-size", type=_count, metavar="N", help="default: 32; halved where the memory does not suffice")
     add(
         "--workers",
         type=_whole_number,
@@ -143,7 +144,7 @@ def _explore_options(parser: argparse.ArgumentParser) -> None:
     _mining_options(parser)
     add = parser.add_argument
     add("--no-control", action="store_true", help="leave the units with shuffled weights out")
-    add("--quality", type=_count, default=65, metavar="Q", help="of the JPEGs, 1 to 95; default: 65")
+    add("--quality", type=_quality, default=65, metavar="Q", help="of the JPEGs, 1 to 95; default: 65")
 
 
 def _model_options(parser: argparse.ArgumentParser) -> None:
@@ -190,11 +191,11 @@ def _fill(text: str) -> str | float:
     if text in FILLS:
         return text
     try:
-        return float(text)
+        if math.isfinite(number := float(text)):
+            return number
     except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}; expected a number or one of {', '.join(FILLS)}"
-        ) from None
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r}; expected a number or one of {', '.join(FILLS)}")
 
 
 def _position(text: str) -> str | tuple[int, ...]:
@@ -215,6 +216,12 @@ def _count(text: str) -> int:
     return count
 
 
+def _quality(text: str) -> int:
+    if not 1 <= (quality := _whole_number(text)) <= 95:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected 1 to 95")
+    return quality
+
+
 def _whole_number(text: str, expected: str = "a whole number") -> int:
     try:
         return int(text)
@@ -230,6 +237,8 @@ def _figure(text: str) -> Path:
 
 def _device(text: str) -> torch.device:
     try:
-        return torch.empty(0, device=text).device
-    except (RuntimeError, AssertionError) as error:
+        found = torch.zeros(1, device=text)
+        found.cpu()
+        return found.device
+    except Exception as error:  # a backend that is not installed raises what it likes
         raise argparse.ArgumentTypeError(f"no device {text!r}: {error}") from error

@@ -132,9 +132,7 @@ class Diagnosis:
             counts = "  ".join(f"{len(layer.flagged(flag)) or '-':>{len(flag)}}" for flag in FLAGS)
             shape = f"{layer.kernel[0]}x{layer.kernel[1]}/{max(layer.stride)}"
             folded = "-" if layer.folded is None else f"{layer.folded:.0%}"
-            lines.append(
-                f"{layer.layer:<{width}}  {shape:<7}  {len(layer.filters):>7}  {counts}  {folded:>6}"
-            )
+            lines.append(f"{layer.layer:<{width}}  {shape:<7}  {len(layer.filters):>7}  {counts}  {folded:>6}")
         lines += [f"{layer.layer}: {advice}" for layer in self.layers for advice in layer.advice]
         return "\n".join(lines)
 

@@ -38,8 +38,7 @@ class Windows:
         They are numbered as captum's ``Occlusion`` does: the first axis changes fastest.
         """
         counts = [
-            math.ceil((n - window) / stride) + 1
-            for n, window, stride in zip(shape, extent, strides, strict=True)
+            math.ceil((n - window) / stride) + 1 for n, window, stride in zip(shape, extent, strides, strict=True)
         ]
         numbers = np.unravel_index(np.arange(math.prod(counts)), counts, order="F")
         starts = np.stack([number * stride for number, stride in zip(numbers, strides, strict=True)])
@@ -107,9 +106,7 @@ class Windows:
             start = self.starts[axis, chosen][:, None]
             inside = torch.from_numpy((cells >= start) & (cells < start + self.extent[axis]))
             if not inside.all():
-                covered = covered & inside.view(
-                    len(inside), *[n if a == axis else 1 for a in range(len(self.shape))]
-                )
+                covered = covered & inside.view(len(inside), *[n if a == axis else 1 for a in range(len(self.shape))])
         return covered.expand(len(chosen), covered.shape[1] if covered.dim() else 1, *self.size)
 
     def patches(self, image: Tensor, fill: Tensor, chosen: NDArray[np.int64]) -> Tensor:
@@ -121,9 +118,7 @@ class Windows:
     def cover(self, images: Tensor, fill: Tensor, chosen: NDArray[np.int64]) -> Tensor:
         """(B * N, C, *S): copies of the images (N, C, *S), each window of ``chosen`` covered in all of them in turn."""
         images = images.to(torch.promote_types(images.dtype, fill.dtype))
-        copies = images.repeat(len(chosen), *[1] * (images.dim() - 1)).unflatten(
-            0, (len(chosen), len(images))
-        )
+        copies = images.repeat(len(chosen), *[1] * (images.dim() - 1)).unflatten(0, (len(chosen), len(images)))
         fill = fill.expand(images.shape)
         for i, w in enumerate(chosen.tolist()):
             if self.masks is None:
@@ -174,10 +169,7 @@ def circles(space: Sequence[int], radius: int, stride: int) -> Tensor:
     centres = [np.arange(stride // 2, n, stride) for n in space]
     grid = np.stack([c.ravel() for c in np.meshgrid(*centres, indexing="ij")])
     distance = sum(
-        (np.arange(n)[None] - grid[axis][:, None]).reshape(
-            -1, *[n if a == axis else 1 for a in range(len(space))]
-        )
-        ** 2
+        (np.arange(n)[None] - grid[axis][:, None]).reshape(-1, *[n if a == axis else 1 for a in range(len(space))]) ** 2
         for axis, n in enumerate(space)
     )
     return torch.from_numpy(np.asarray(distance) <= radius**2)
@@ -191,7 +183,5 @@ def segments(labels: Tensor | NDArray[np.integer]) -> Tensor:
     """
     image = torch.as_tensor(np.array(labels) if isinstance(labels, np.ndarray) else labels, device="cpu")
     if image.is_floating_point() or image.dtype == torch.bool or not image.numel():
-        raise InvalidInput(
-            f"labels are {image.dtype} {tuple(image.shape)}; expected whole numbers, one a pixel"
-        )
+        raise InvalidInput(f"labels are {image.dtype} {tuple(image.shape)}; expected whole numbers, one a pixel")
     return torch.stack([image == label for label in image.unique().tolist()])

@@ -20,10 +20,10 @@ from torchvision.models import SqueezeNet
 
 from deconvviz.comparison import compare, shuffled_weights
 from deconvviz.deconvnet import Deconvnet
-from deconvviz.demo_data import demo_labels, demo_model, demo_photographs
+from deconvviz.demo.data import demo_labels, demo_model, demo_photographs
 from deconvviz.images import crop_to_signal, displayable, to_input, to_pixels
 from deconvviz.occlusion import OcclusionSensitivity
-from deconvviz.occlusion_maps import OcclusionMaps
+from deconvviz.occlusion.maps import OcclusionMaps
 from deconvviz.plotting import METHODS
 
 Box = tuple[int, int, int, int]

@@ -40,16 +40,16 @@ from torch import Tensor, nn
 
 from deconvviz.capture import left_as_found, require_module
 from deconvviz.errors import CheckpointError, InvalidInput, NoForwardPass
-from deconvviz.evolution_result import Evolution, Look
+from deconvviz.evolution.result import Evolution, Look
 from deconvviz.filter_grid import FilterGrid
 from deconvviz.geometry import Axis
 from deconvviz.mining.archive import hash_of, model_fingerprint, structure
 from deconvviz.mining.data import Images
 from deconvviz.mining.found import require_same
 from deconvviz.mining.shares import own_share
+from deconvviz.models.weights_file import load_state, load_weights
 from deconvviz.switches import OVERLAPS
 from deconvviz.units import require
-from deconvviz.weights_file import load_state, load_weights
 
 EPOCHS = (1, 2, 5, 10, 20, 30, 40, 64)
 """The paper's."""
@@ -171,7 +171,7 @@ class FeatureEvolution:
         return self._result
 
     def figure(self, **options: Any) -> Figure:
-        """Figure 4 of what was seen so far, see :meth:`~deconvviz.evolution_result.Evolution.figure`."""
+        """Figure 4 of what was seen so far, see :meth:`~deconvviz.evolution.result.Evolution.figure`."""
         return self.result.figure(**options)
 
     def _look(self, model: nn.Module, epoch: int) -> None:

@@ -29,7 +29,7 @@ from deconvviz.images import (
     to_pixels,
 )
 from deconvviz.layers import address
-from deconvviz.model_zoo import LoadedModel, load_model
+from deconvviz.models.zoo import LoadedModel, load_model
 from deconvviz.plotting import comparison_panel, panel, save_figure
 from deconvviz.tape import Tape
 
@@ -91,8 +91,7 @@ def _draw_comparisons(arguments: argparse.Namespace, loaded: LoadedModel, inputs
         with _recorded(loaded, image, arguments) as deconv:
             maps = _maps(deconv, arguments)
         comparisons += [
-            compare(loaded.model, image, arguments.layer, fmap, shuffled, arguments.on_unsupported)
-            for fmap in maps
+            compare(loaded.model, image, arguments.layer, fmap, shuffled, arguments.on_unsupported) for fmap in maps
         ]
     save_figure(comparison_panel(comparisons, loaded.transform.mean, loaded.transform.std), arguments.out)
 

@@ -38,11 +38,11 @@ from torch import Tensor, nn
 
 from deconvviz.capture import require_module, watch
 from deconvviz.capture.reading import evaluating
-from deconvviz.diagnosis_result import FLAGS, Diagnosis, Filter, LayerDiagnosis
+from deconvviz.diagnostics.result import FLAGS, Diagnosis, Filter, LayerDiagnosis
+from deconvviz.diagnostics.spectrum import Spectrum
 from deconvviz.errors import InvalidInput
 from deconvviz.inputs import input_tensors
 from deconvviz.rules.rectifiers import rectify
-from deconvviz.spectrum import Spectrum
 from deconvviz.tape import Tape
 
 DEAD_RMS = 0.05
@@ -119,9 +119,7 @@ def _layer(name: str, module: nn.Conv2d, fires: Tensor | None, images: int) -> L
     filters = []
     for i in range(len(weights)):
         alive = not bool(black[i])
-        flat, low, middle, high = (
-            float(share[i]) if alive and has_frequencies else None for share in (grey, *bands)
-        )
+        flat, low, middle, high = (float(share[i]) if alive and has_frequencies else None for share in (grey, *bands))
         similar = float(cosine[i]) if alive and cosine[i] >= -1 and not black[twin[i]] else None
         on = None if fires is None else float(fires[i])
         found = {
@@ -166,17 +164,13 @@ def _fires(
             on[name] = on.get(name, 0) + (response > 0).sum((0, 2, 3)).cpu().double()
             cells[name] = cells.get(name, 0) + response[:, 0].numel()
     if not images:
-        raise InvalidInput(
-            "data has no images; expected (N, C, H, W), or batches of them (a used-up iterator?)"
-        )
+        raise InvalidInput("data has no images; expected (N, C, H, W), or batches of them (a used-up iterator?)")
     return images, {name: count / cells[name] for name, count in on.items()}
 
 
 def _batches(data: Tensor | Iterable[Any]) -> Iterator[Any]:
     if not isinstance(data, Iterable):
-        raise InvalidInput(
-            f"data is a {type(data).__name__}; expected images (N, C, H, W), or batches of them"
-        )
+        raise InvalidInput(f"data is a {type(data).__name__}; expected images (N, C, H, W), or batches of them")
     for batch in data.split(BATCH) if isinstance(data, Tensor) else data:
         yield batch[0] if isinstance(batch, (tuple, list)) else batch
 
