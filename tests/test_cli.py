@@ -313,7 +313,7 @@ def test_ctrl_c_is_130_and_silent(monkeypatch, capsys):
 def test_a_defect_of_ours_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(commands, "watch", lambda *a, **k: (None, None))
     with pytest.raises(AttributeError):
-        run("check", *TINY)
+        run("layers", *TINY)
 
 
 # ── as a program ─────────────────────────────────────────────────────────────────────────────────────────

@@ -4,7 +4,7 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import matplotlib
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 from deconvviz import plotting
 from deconvviz.errors import InvalidInput, PictureError
 from deconvviz.images import display_scale, displayable, load_picture, to_pixels
-from deconvviz.plotting import comparison_panel, panel, save_figure
+from deconvviz.plotting import METHODS, comparison_panel, panel, save_figure
 
 GREY = np.full((8, 8, 3), 128, dtype=np.uint8)
 
@@ -140,7 +140,7 @@ def test_comparison_panel():
     rows = [comparison("features.10 map 42"), comparison("features.0 map 1")]
     figure = comparison_panel(iter(rows))
     cells = np.array(figure.axes).reshape(2, 5)
-    titles = ["image", "deconvnet", "saliency (captum)", "guided backprop", "deconvnet, random weights"]
+    titles = ["image", "deconvnet", "saliency (captum)", "guided backprop", "deconvnet, shuffled weights"]
     assert [axes.get_title() for axes in cells[0]] == titles
     for axes, row in zip(cells, rows, strict=True):
         maps = [row.deconvnet, row.saliency, row.guided_backprop, row.randomized]
@@ -151,6 +151,19 @@ def test_comparison_panel():
             assert (shown(cell) == displayable(values)).all()
         below = [f"±{display_scale(values):.1e}" for values in maps[:3]] + ["all zero"]
         assert [cell.get_xlabel() for cell in axes[1:]] == below
+
+
+def test_comparison_panel_shows_the_part_with_the_signal():
+    row = comparison()
+    signal = torch.zeros(3, 64, 48)
+    signal[:, 30:34, 20:30] = torch.randn(3, 4, 10)
+    row = replace(row, image=torch.zeros(3, 64, 48), **dict.fromkeys(METHODS.values(), signal))
+    image, *cells = comparison_panel([row]).axes
+    assert shown(image).shape == (64, 48, 3)
+    (frame,) = image.patches
+    assert (frame.get_xy(), frame.get_width(), frame.get_height()) == ((11.5, 21.5), 26, 20)
+    for cell in cells:
+        assert (shown(cell) == displayable(signal[:, 22:42, 12:38])).all()
 
 
 def test_comparison_panel_takes_the_normalisation():

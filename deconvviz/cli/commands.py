@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deconvviz.capture import require_module, watch
-from deconvviz.check import CheckReport
 from deconvviz.comparison import compare, shuffled_weights
 from deconvviz.deconvnet import Deconvnet
 from deconvviz.demo import run_demo
@@ -31,7 +30,6 @@ from deconvviz.images import (
 from deconvviz.layers import address
 from deconvviz.models.zoo import LoadedModel, load_model
 from deconvviz.plotting import comparison_panel, panel, save_figure
-from deconvviz.tape import Tape
 
 CLIP_FRAMES = 16
 """Length of the clip on which a video model is checked."""
@@ -132,14 +130,18 @@ def _pixels(image: Tensor, loaded: LoadedModel) -> NDArray[np.uint8]:
 
 def check(arguments: argparse.Namespace) -> int:
     """Print how every operation of a model goes back; 1 if one has no rule."""
-    report = CheckReport.of(_watched(arguments)[1])
+    model, noise = _on_noise(arguments)
+    with forward_pass(noise):
+        report = Deconvnet(model, on_unsupported=arguments.on_unsupported).check(noise)
     print(report)
     return 0 if report.supported else 1
 
 
 def layers(arguments: argparse.Namespace) -> int:
     """Print every module call of a pass, in the order they end: address, type, shape of the output."""
-    model, tape = _watched(arguments)
+    model, noise = _on_noise(arguments)
+    with forward_pass(noise):
+        tape, _ = watch(model, (noise,))
     counts = tape.counts()
     rows = [("layer", "type", "output")]
     for call in tape.calls:
@@ -161,8 +163,8 @@ def load(arguments: argparse.Namespace) -> LoadedModel:
     return replace(loaded, model=loaded.model.to(arguments.device), transform=transform)
 
 
-def _watched(arguments: argparse.Namespace) -> tuple[nn.Module, Tape]:
-    """The model, and its pass over noise of the shape that its first convolution takes."""
+def _on_noise(arguments: argparse.Namespace) -> tuple[nn.Module, Tensor]:
+    """The model, and noise of the shape that its first convolution takes."""
     loaded = load(arguments)
     model = require_module(loaded.model)
     first = next((m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))), None)
@@ -170,9 +172,7 @@ def _watched(arguments: argparse.Namespace) -> tuple[nn.Module, Tape]:
     shape = [1, 3 if first is None else first.in_channels, *[loaded.transform.size] * min(space, 2)]
     shape[2:2] = [CLIP_FRAMES] * (space - 2)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu").to(arguments.device)
-    with forward_pass(noise):
-        tape, _ = watch(model, (noise,), gradient=arguments.on_unsupported == "gradient")
-    return model, tape
+    return model, noise
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from typing import Protocol
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -35,6 +36,7 @@ from deconvviz.images import (
     PICTURE_SUFFIXES,
     atomic_write,
     check_pixels,
+    crop_to_signal,
     display_scale,
     displayable,
     to_pixels,
@@ -50,7 +52,7 @@ METHODS = {
     "deconvnet": "deconvnet",
     "saliency (captum)": "saliency",
     "guided backprop": "guided_backprop",
-    "deconvnet, random weights": "randomized",
+    "deconvnet, shuffled weights": "randomized",
 }
 
 
@@ -79,7 +81,7 @@ class Comparison(Protocol):
 
     @property
     def randomized(self) -> Tensor:
-        """The projection by the same network with random weights (C, H, W)."""
+        """The projection by the same network with shuffled weights (C, H, W)."""
 
 
 def panel(
@@ -142,16 +144,23 @@ def comparison_panel(
 ) -> Figure:
     """Show one row for each comparison: the image, then each of ``METHODS`` at its own scale.
 
-    ``mean`` and ``std`` are those the images were normalised with. Raises ``InvalidInput`` as
-    :func:`panel`, :func:`~deconvviz.images.displayable` and :func:`~deconvviz.images.to_pixels` do.
+    They show the part of the image that the deconvnet's signal fills, which a frame marks in it; a scale is what the
+    strongest pixel stands for, of a signal that started from one. ``mean`` and ``std`` are those the images were
+    normalised with. Raises ``InvalidInput`` as :func:`panel`, :func:`~deconvviz.images.displayable` and
+    :func:`~deconvviz.images.to_pixels` do.
     """
-    rows, labels, scales = [], [], []
+    rows, labels, scales, boxes = [], [], [], []
     for comparison in comparisons:
-        maps = [getattr(comparison, attribute) for attribute in METHODS.values()]
+        y0, y1, x0, x1 = box = crop_to_signal(comparison.deconvnet)
+        maps = [getattr(comparison, attribute)[:, y0:y1, x0:x1] for attribute in METHODS.values()]
         rows.append([to_pixels(comparison.image, mean, std), *map(displayable, maps)])
         labels.append(comparison.label)
         scales.append([None, *map(display_scale, maps)])
-    return panel(rows, ["image", *METHODS], labels, scales)
+        boxes.append(box)
+    figure = panel(rows, ["image", *METHODS], labels, scales)
+    for axes, (y0, y1, x0, x1) in zip(figure.axes[:: 1 + len(METHODS)], boxes, strict=True):
+        axes.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor="tab:red"))
+    return figure
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: float = 100) -> None:
