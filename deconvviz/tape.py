@@ -221,9 +221,8 @@ def _autocast(device: str, dtype: torch.dtype | None) -> torch.autocast:
     return torch.autocast(device, dtype=dtype, enabled=dtype is not None)
 
 
-def autocast_of(tensor: Tensor) -> torch.dtype | None:
-    """The type that autocast asks for where ``tensor`` is, ``None`` if it is off."""
-    device = tensor.device.type
+def autocast_on(device: str) -> torch.dtype | None:
+    """The type that autocast asks for on a device now, ``None`` if it is off."""
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 

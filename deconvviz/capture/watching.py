@@ -18,7 +18,7 @@ from deconvviz.capture.writing import TapeWriter
 from deconvviz.errors import OperationFailed, UnsupportedModel
 from deconvviz.layers import described
 from deconvviz.rules.gates import default_generator
-from deconvviz.tape import Call, Step, Tape, autocast_of, flatten
+from deconvviz.tape import Call, Step, Tape, autocast_on, flatten
 
 REJECTIONS = (RuntimeError, IndexError, TypeError, ValueError, AssertionError)
 """What PyTorch raises when it is given what it can't take."""
@@ -82,7 +82,7 @@ class Capture(TorchFunctionMode, Places):
         if self._inputs is None:
             self.tape.listed = any(isinstance(item, list) for item in arguments[0])
         if tensors:
-            self.tape.autocast = autocast_of(tensors[0])
+            self.tape.autocast = autocast_on(tensors[0].device.type)
 
     def finish(self) -> None:
         """Note that the pass ran to its end."""

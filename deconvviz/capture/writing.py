@@ -14,7 +14,7 @@ from deconvviz.capture.memory import CONSTANT, DERIVED, Memory, address, write_t
 from deconvviz.capture.places import Place
 from deconvviz.errors import NoForwardPass
 from deconvviz.rules import HIDDEN_CODE, PLAIN_GRADIENT, UNSUPPORTED, rule_of
-from deconvviz.tape import Slot, Step, Tape, Value, autocast_of, flatten
+from deconvviz.tape import Slot, Step, Tape, Value, autocast_on, flatten
 
 PLAIN = frozenset((int, float, bool, str, type(None)))
 
@@ -36,9 +36,11 @@ class TapeWriter:
         self._held: set[int] | None = None
         self._gated = False
         self._inputs_at: set[int] = set()
+        self._device = "cpu"
 
     def begin(self, tensors: Sequence[Tensor]) -> None:
         """Number the inputs."""
+        self._device = tensors[0].device.type if tensors else "cpu"
         self.tape.inputs = [self._track(tensor) for tensor in tensors]
         self.tape.tensors = tuple(tensors)
         self._inputs_at = {address(tensor) for tensor in tensors}
@@ -79,8 +81,8 @@ class TapeWriter:
             mark = self.memory.mark(item)
             if mark is None and self._held is not None:
                 mark = self._returned(item, place)
-            if mark is None and not item.is_inference():
-                self._foreign.setdefault(id(item), (item, item._version))
+            if mark is None and id(item) not in self._foreign and not item.is_inference():
+                self._foreign[id(item)] = item, item._version
             if mark is None or mark < 0:
                 marks.add(mark)
                 return self._constant(item)
@@ -164,7 +166,7 @@ class TapeWriter:
         """An operation about to run, with its row of the table."""
         rule = rule_of(operation)
         step = Step(*place, operation, function, arguments, keywords, values, (), rule, rule.kind)
-        step.derived, step.autocast = derived, autocast_of(self.tape.tensors[0])
+        step.derived, step.autocast = derived, autocast_on(self._device)
         if rule.classify is not None:
             step.kind = rule.classify(step, self.tape.values)
         if step.kind == UNSUPPORTED and self._gradient:
