@@ -140,7 +140,7 @@ def test_comparison_panel():
     rows = [comparison("features.10 map 42"), comparison("features.0 map 1")]
     figure = comparison_panel(iter(rows))
     cells = np.array(figure.axes).reshape(2, 5)
-    titles = ["image", "deconvnet", "saliency (captum)", "guided backprop", "deconvnet, shuffled weights"]
+    titles = ["image", "deconvnet", "saliency (captum)", "guided backprop", "deconvnet, shuffled"]
     assert [axes.get_title() for axes in cells[0]] == titles
     for axes, row in zip(cells, rows, strict=True):
         maps = [row.deconvnet, row.saliency, row.guided_backprop, row.randomized]

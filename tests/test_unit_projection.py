@@ -7,9 +7,10 @@ import torch
 from conftest import build
 from torch import nn
 
-from deconvviz import Deconvnet, unit_projection
+from deconvviz import Deconvnet
 from deconvviz.capture import watch
 from deconvviz.geometry import receptive_field
+from deconvviz.grid import unit_projection
 from deconvviz.grid.unit_projection import Unit, crop_of, project_units
 from deconvviz.layers import find_call
 

@@ -52,7 +52,7 @@ METHODS = {
     "deconvnet": "deconvnet",
     "saliency (captum)": "saliency",
     "guided backprop": "guided_backprop",
-    "deconvnet, shuffled weights": "randomized",
+    "deconvnet, shuffled": "randomized",
 }
 
 
