@@ -18,7 +18,7 @@ from deconvviz.capture.reading import reading
 from deconvviz.deconvnet import Deconvnet
 from deconvviz.errors import InvalidInput, TargetOutOfRange, UnsupportedModel
 from deconvviz.images import IMAGENET_MEAN, IMAGENET_STD
-from deconvviz.incremental import Outcome
+from deconvviz.incremental import CleanPass, Outcome
 from deconvviz.inputs import input_images
 from deconvviz.layers import Layer, find_call, locate
 from deconvviz.occlusion.clean_passes import clean_passes
@@ -208,6 +208,7 @@ class _Maps:
         tape, _ = watch(model, (images[:1],))
         call = find_call(tape, *locate(model, layer))
         self.call = (call.name, call.number)
+        self._passes: tuple[list[CleanPass], tuple[int, ...], Tensor] | None = None
         activation, outputs = self._pass(images)
         if activation.dim() < 2 or outputs.dim() != 2 or len(outputs) != len(images):
             raise InvalidInput(
@@ -265,7 +266,9 @@ class _Maps:
 
     def _changed(self, images: Tensor, windows: Windows, fill: Tensor) -> IncrementalEngine | None:
         try:
-            passes, (output, value), _ = clean_passes(self.model, images, (), f"{self.call[0]}#{self.call[1]}")
+            if self._passes is None:  # one refined sweep is several
+                self._passes = clean_passes(self.model, images, (), f"{self.call[0]}#{self.call[1]}")
+            passes, (output, value), _ = self._passes
         except Exception:  # what the model itself raises, it raises again
             return None
 
