@@ -25,6 +25,7 @@ from deconvviz.evolution import FeatureEvolution
 from deconvviz.evolution.result import Evolution, Look
 from deconvviz.grid.feature_map import FeatureMap
 from deconvviz.plotting import save_figure
+from deconvviz.plotting.evolution import Strip, evolution_strips
 
 LAYERS, FMAPS = ["1", "5", "10"], {"1": [4, 0], "5": [1, 6, 2], "10": [3]}
 
@@ -471,3 +472,16 @@ def test_patches_of_grey_images_are_drawn():
     seen(nn.Sequential(nn.Conv2d(1, 4, 5, padding=2), nn.ReLU()), 1)
     shown = [picture.get_array() for picture in seen.figure(patches=True).axes[0].images]
     assert all((picture[..., 0] == picture[..., 1]).all() and picture.std() > 20 for picture in shown)
+
+
+@pytest.mark.parametrize(("layers", "epochs"), [(1, 1), (2, 2), (3, 8)])
+def test_no_text_of_the_figure_is_cut(layers, epochs):
+    grey = np.full((8, 8, 3), 128, np.uint8)
+    title = "features.denseblock4.norm2: settled at epoch 12"
+    strip = Strip(title, [[grey] * epochs] * 2, ["511", "0"], [[True] * epochs] * 2)
+    figure = evolution_strips([strip] * layers, range(epochs))
+    figure.draw_without_rendering()
+    titles = [axes.title.get_window_extent() for axes in figure.axes]
+    for box in [*titles, figure.get_tightbbox().transformed(figure.dpi_scale_trans)]:
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+    assert all(left.x1 < right.x0 for left, right in zip(titles, titles[1:], strict=False))

@@ -103,6 +103,9 @@ def test_what_it_cannot_show(tmp_path):
     with pytest.raises(InvalidInput, match="2 channels, expected 3"):
         fit(torch.randn(4, 2, 20, 20), ["0"], nn.Sequential(nn.Conv2d(2, 3, 3))).explore(tmp_path / "b")
     assert not list(tmp_path.glob("*/index.html"))
+    for sizes in ({"tile": 0}, {"quality": 500}):
+        with pytest.raises(InvalidInput, match="1 pixel or more, and a quality of 1 to 95"):
+            Sizes(**sizes)
 
 
 def test_no_more_tiles_than_images(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from deconvviz.errors import InvalidInput
 from deconvviz.grid.feature_map import GREY, fitted
 from deconvviz.images import displayable
 
@@ -30,6 +31,10 @@ class Sizes:
     photograph: int = 144
     """The longer side."""
     quality: int = 65
+
+    def __post_init__(self) -> None:
+        if min(self.tile, self.thumbnail, self.photograph) < 1 or not 1 <= self.quality <= 95:
+            raise InvalidInput(f"the sizes are {self}; expected 1 pixel or more, and a quality of 1 to 95")
 
 
 class MapSheet:

@@ -108,7 +108,7 @@ def panel(
     _check_length("titles", titles, columns, "columns")
     _check_length("labels", labels, len(rows), "rows")
     _check_length("scales", scales, len(rows), "rows")
-    titles, labels = list(map(_wrapped, titles or [])), list(map(_wrapped, labels or []))
+    titles, labels = list(map(wrapped, titles or [])), list(map(wrapped, labels or []))
     row_inches = CELL_INCHES + (SCALE_INCHES if scales else 0)
     left, top = _room(labels), _room(titles)
     width, height = left + CELL_INCHES * columns, top + row_inches * len(rows)
@@ -174,14 +174,14 @@ def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: float = 100) 
         figure.savefig(temporary, dpi=dpi)
 
 
+def wrapped(text: str, inches: float = CELL_INCHES, points: float = 9) -> str:
+    """A text in lines of so many inches; what a file's name holds beside text becomes "?"."""
+    return textwrap.fill(text.encode(errors="replace").decode(), max(int(inches / points / 0.0085), 1))
+
+
 def _check_length(name: str, given: Sequence[object] | None, expected: int, of: str) -> None:
     if given is not None and len(given) != expected:
         raise InvalidInput(f"{name} has {len(given)} entries, expected {expected}: one for each of the {of}.")
-
-
-def _wrapped(text: str) -> str:
-    """Lines of what two inches hold at nine points; what a file's name holds beside text becomes "?"."""
-    return textwrap.fill(text.encode(errors="replace").decode(), 26)
 
 
 def _room(texts: Sequence[str]) -> float:
