@@ -130,16 +130,17 @@ def test_calls_of_a_reused_module_and_the_model_as_found(images) -> None:
 
 def test_the_figure(images) -> None:
     curves = invariance(periodic(), images, ["1", "5"], roll, range(4))
-    figure = curves.figure(["lawn mower", "shih-tzu", "parrot"])
+    figure = curves.figure(["lawn mower", "shih-tzu", "$x_{$"])
     assert [axes.get_title() for axes in figure.axes] == [
         "1: distance",
         "5: distance",
         "probability of the class",
     ]
+    figure.draw_without_rendering()
     for axes, values in zip(figure.axes, [*curves.distances.values(), curves.probability], strict=True):
         assert [line.get_ydata().tolist() for line in axes.lines] == values.tolist()
         assert axes.lines[0].get_xdata().tolist() == [0, 1, 2, 3]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["lawn mower", "shih-tzu", "parrot"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["lawn mower", "shih-tzu", "$x_{$"]
     with pytest.raises(InvalidInput, match="labels has 1 entries, expected 3"):
         curves.figure(["one"])
 

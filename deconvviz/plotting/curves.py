@@ -31,7 +31,9 @@ def invariance_curves(curves: InvarianceCurves, labels: Sequence[str] | None = N
         axes.tick_params(labelsize=7)
         axes.set_ylim(0, 1.02 if title.startswith("probability") else None)
     if labels:
-        figure.legend(lines, labels, loc="outside right center", fontsize=7, frameon=False)
+        legend = figure.legend(lines, labels, loc="outside right center", fontsize=7, frameon=False)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
     return figure
 
 
