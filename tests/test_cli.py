@@ -237,6 +237,7 @@ MISTAKES = {
     "strongest and more": ([*PROJECT, "--layer", "3", "--fmap", "strongest", "1"], "expected an int"),
     "position out of range": ([*PROJECT, *UNIT, "--position", "0,99"], "outside a map of 13 x 13 cells"),
     "position of one number": ([*PROJECT, *UNIT, "--position", "1"], "expected 'max', 'all', (y, x)"),
+    "position from the end": ([*PROJECT, *UNIT, "--position", "-1,2"], "as in --position=-1,2"),
     "not a position": (
         [*PROJECT, *UNIT, "--position", "top"],
         "'top'; expected 'max', 'all', or map cells Y,X",
@@ -338,6 +339,12 @@ def test_a_closed_output_is_no_error():
     command = f"{sys.executable} -m deconvviz layers --model nets:tiny >&-"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment())
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_closed_stdout_is_no_error():
+    command = f'"{sys.executable}" -m deconvviz layers --model nets:tiny >&-'
+    done = subprocess.run(command, shell=True, stderr=subprocess.PIPE, env=environment())
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def environment():

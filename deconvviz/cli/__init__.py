@@ -53,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Leave the usage out: one line tells what is wrong and where to read more."""
+        if "expected one argument" in message:  # argparse takes a value such as -1,2 for an option
+            message += "; a value that begins with '-' goes after '=', as in --position=-1,2"
         raise InvalidInput(f"{message} (see {self.prog} --help)")
 
 
@@ -77,7 +79,11 @@ def _project_options(parser: argparse.ArgumentParser) -> None:
     add("--layer", required=True, metavar="L", help="as `deconvviz layers` lists them")
     add("--fmap", type=_fmap, nargs="+", required=True, metavar="I", help="feature maps, or 'strongest'")
     add("--position", type=_position, default="max", metavar="max|all|Y,X", help="in map cells; default: max")
-    add("--panel", action="store_true", help="beside captum's methods and shuffled weights")
+    add(
+        "--panel",
+        action="store_true",
+        help="beside captum's methods and shuffled weights, all from a signal of 1 instead of the activation",
+    )
     add("--out", type=_figure, required=True, metavar="FILE", help=", ".join(FIGURE_SUFFIXES))
 
 
@@ -195,7 +201,7 @@ def _fill(text: str) -> str | float:
             return number
     except ValueError:
         pass
-    raise argparse.ArgumentTypeError(f"{text!r}; expected a number or one of {', '.join(FILLS)}")
+    raise argparse.ArgumentTypeError(f"{text!r}; expected a finite number or one of {', '.join(FILLS)}")
 
 
 def _position(text: str) -> str | tuple[int, ...]:

@@ -70,7 +70,7 @@ def _labels(arguments: argparse.Namespace, loaded: LoadedModel) -> Sequence[str]
 
 def _target(text: str, labels: Sequence[str] | None) -> int:
     """A class by number or name."""
-    if text.isdecimal():
+    if text.removeprefix("-").isdecimal():
         return int(text)
     if labels is not None and text in labels:
         return list(labels).index(text)
