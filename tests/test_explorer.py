@@ -21,7 +21,7 @@ from torch import nn
 from torchvision.transforms import ToTensor
 
 import deconvviz
-from deconvviz.errors import InvalidInput
+from deconvviz.errors import InvalidInput, PictureError
 from deconvviz.explorer import Sizes
 
 HOSTILE = """"><img src=x onerror=window.hacked=1>'.png"""
@@ -106,6 +106,13 @@ def test_what_it_cannot_show(tmp_path):
     for sizes in ({"tile": 0}, {"quality": 500}):
         with pytest.raises(InvalidInput, match="1 pixel or more, and a quality of 1 to 95"):
             Sizes(**sizes)
+
+
+@pytest.mark.parametrize("out", ["file", "file/folder"])
+def test_a_file_in_the_way(out, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PictureError, match="cannot be written"):
+        fit(images(4, 8), ["0"], nn.Sequential(nn.Conv2d(3, 4, 3))).explore(tmp_path / out)
 
 
 def test_no_more_tiles_than_images(tmp_path, monkeypatch):

@@ -96,10 +96,7 @@ def _write_layer(
     sizes: Sizes,
 ) -> None:
     """A layer's sheets and data, and the images that are not ``written`` yet."""
-    folder.mkdir(parents=True, exist_ok=True)
-    images = folder.parent.parent / "images"
-    images.mkdir(exist_ok=True)
-    k, wall = _shown(layer), WALL_SIDE**2
+    images, k, wall = folder.parent.parent / "images", _shown(layer), WALL_SIDE**2
     at_once = max(wall, TILES_AT_ONCE // k // wall * wall)
     for start in range(0, len(layer), at_once):
         fmaps = range(start, min(start + at_once, len(layer)))
