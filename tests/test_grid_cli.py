@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,16 @@ def test_half_a_torchrun(monkeypatch, environment, capfd):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert main(["explore", "photos", *OPTIONS, "--out", "page"]) == 2
+    assert "WORLD_SIZE and what torchrun sets" in capfd.readouterr().err
+
+
+def test_a_port_that_is_taken(monkeypatch, capfd):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        group = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in group.items():
+            monkeypatch.setenv(name, value)
+        assert main(["explore", "photos", *OPTIONS, "--out", "page"]) == 2
     assert "WORLD_SIZE and what torchrun sets" in capfd.readouterr().err
 
 

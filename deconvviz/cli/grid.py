@@ -87,7 +87,7 @@ def _process_group() -> Iterator[None]:
         started = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized()
         if started:
             distributed.init_process_group("gloo")
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         raise InvalidInput(f"WORLD_SIZE and what torchrun sets beside it do not fit: {error}") from error
     try:
         yield
