@@ -131,10 +131,10 @@ def test_position_and_size_are_heeded():
 
 
 def test_the_panel_of_methods():
-    """Guided backprop and saliency are beside it: five cells a row, a row for each map."""
+    """Guided backprop and saliency are beside it: six cells a row, a row for each map."""
     assert run("project", "a.png", *TINY, "--layer", 3, "--fmap", 0, 5, "--panel", "--out", "panel.png") == 0
     width, height = Image.open("panel.png").size
-    assert width > 5 * 190 and height > 2 * 190
+    assert width > 6 * 190 and height > 2 * 190
     assert is_alive("panel.png")
 
 

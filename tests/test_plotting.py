@@ -139,31 +139,35 @@ def test_panel_refuses(rows, options, message):
 def test_comparison_panel():
     rows = [comparison("features.10 map 42"), comparison("features.0 map 1")]
     figure = comparison_panel(iter(rows))
-    cells = np.array(figure.axes).reshape(2, 5)
-    titles = ["image", "deconvnet", "saliency (captum)", "guided backprop", "deconvnet, shuffled"]
+    cells = np.array(figure.axes).reshape(2, 6)
+    titles = ["image", "what the unit sees", "deconvnet", "saliency (captum)", "guided backprop", "deconvnet, shuffled"]
     assert [axes.get_title() for axes in cells[0]] == titles
     for axes, row in zip(cells, rows, strict=True):
         maps = [row.deconvnet, row.saliency, row.guided_backprop, row.randomized]
         assert axes[0].get_ylabel() == row.label
-        assert axes[0].get_xlabel() == ""
-        assert (shown(axes[0]) == to_pixels(row.image)).all()
-        for cell, values in zip(axes[1:], maps, strict=True):
+        assert [cell.get_xlabel() for cell in axes[:2]] == ["scales: for a signal of 1", ""]
+        for cell in axes[:2]:
+            assert (shown(cell) == to_pixels(row.image)).all()
+        for cell, values in zip(axes[2:], maps, strict=True):
             assert (shown(cell) == displayable(values)).all()
         below = [f"±{display_scale(values):.1e}" for values in maps[:3]] + ["all zero"]
-        assert [cell.get_xlabel() for cell in axes[1:]] == below
+        assert [cell.get_xlabel() for cell in axes[2:]] == below
 
 
-def test_comparison_panel_shows_the_part_with_the_signal():
-    row = comparison()
-    signal = torch.zeros(3, 64, 48)
-    signal[:, 30:34, 20:30] = torch.randn(3, 4, 10)
-    row = replace(row, image=torch.zeros(3, 64, 48), **dict.fromkeys(METHODS.values(), signal))
-    image, *cells = comparison_panel([row]).axes
+def test_comparison_panel_shows_the_part_with_the_signals():
+    """One part for all methods, though the deconvnet's signal fills less of it than the shuffled one's."""
+    signals = [torch.zeros(3, 64, 48) for _ in METHODS]
+    for signal in signals:
+        signal[:, 30:34, 20:30] = torch.randn(3, 4, 10)
+    signals[3][0, 40] = 1
+    row = replace(comparison(), image=torch.randn(3, 64, 48), **dict(zip(METHODS.values(), signals, strict=True)))
+    image, patch, *cells = comparison_panel([row]).axes
     assert shown(image).shape == (64, 48, 3)
     (frame,) = image.patches
-    assert (frame.get_xy(), frame.get_width(), frame.get_height()) == ((11.5, 21.5), 26, 20)
-    for cell in cells:
-        assert (shown(cell) == displayable(signal[:, 22:42, 12:38])).all()
+    assert (frame.get_xy(), frame.get_width(), frame.get_height()) == ((-0.5, 27.5), 48, 15)
+    assert (shown(patch) == to_pixels(row.image)[28:43]).all()
+    for cell, signal in zip(cells, signals, strict=True):
+        assert (shown(cell) == displayable(signal[:, 28:43])).all()
 
 
 def test_comparison_panel_takes_the_normalisation():

@@ -23,6 +23,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
@@ -142,24 +143,27 @@ def comparison_panel(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> Figure:
-    """Show one row for each comparison: the image, then each of ``METHODS`` at its own scale.
+    """Show one row for each comparison: the image, what the unit sees of it, then each of ``METHODS`` there.
 
-    They show the part of the image that the deconvnet's signal fills, which a frame marks in it; a scale is what the
+    All cells but the first are the framed part of the image, which holds every method's signal; a scale is what the
     strongest pixel stands for, of a signal that started from one. ``mean`` and ``std`` are those the images were
     normalised with. Raises ``InvalidInput`` as :func:`panel`, :func:`~deconvviz.images.displayable` and
     :func:`~deconvviz.images.to_pixels` do.
     """
     rows, labels, scales, boxes = [], [], [], []
     for comparison in comparisons:
-        y0, y1, x0, x1 = box = crop_to_signal(comparison.deconvnet)
-        maps = [getattr(comparison, attribute)[:, y0:y1, x0:x1] for attribute in METHODS.values()]
-        rows.append([to_pixels(comparison.image, mean, std), *map(displayable, maps)])
+        maps = [getattr(comparison, attribute) for attribute in METHODS.values()]
+        reached = torch.stack([(signal != 0).any(0) for signal in maps]).any(0, keepdim=True)
+        y0, y1, x0, x1 = box = crop_to_signal(reached, margin=2)
+        parts, image = [signal[:, y0:y1, x0:x1] for signal in maps], to_pixels(comparison.image, mean, std)
+        rows.append([image, image[y0:y1, x0:x1], *map(displayable, parts)])
         labels.append(comparison.label)
-        scales.append([None, *map(display_scale, maps)])
+        scales.append([None, None, *map(display_scale, parts)])
         boxes.append(box)
-    figure = panel(rows, ["image", *METHODS], labels, scales)
-    for axes, (y0, y1, x0, x1) in zip(figure.axes[:: 1 + len(METHODS)], boxes, strict=True):
-        axes.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor="tab:red"))
+    figure = panel(rows, ["image", "what the unit sees", *METHODS], labels, scales)
+    for axes, (y0, y1, x0, x1) in zip(figure.axes[:: 2 + len(METHODS)], boxes, strict=True):
+        axes.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor="cyan"))
+        axes.set_xlabel("scales: for a signal of 1", fontsize=7)
     return figure
 
 
