@@ -29,7 +29,7 @@ def filled(inputs: Tensor, fill: Any) -> Tensor:
         InvalidInput: anything else, or a shape that does not fit.
     """
     if callable(fill) and not isinstance(fill, Tensor):
-        fill = fill(inputs)
+        fill = fill(inputs.clone())  # it may work in place
     if isinstance(fill, str):
         if fill not in FILLS:
             raise InvalidInput(f"the fill is {fill!r}; expected a number, a tensor, a function or one of {FILLS}")
