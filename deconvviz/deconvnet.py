@@ -35,10 +35,10 @@ from deconvviz.capture import Recorder, require_module, watch
 from deconvviz.check import CheckReport, explains
 from deconvviz.errors import FeatureMapOutOfRange, InvalidInput, NoForwardPass
 from deconvviz.inputs import input_tensors, require_finite
-from deconvviz.layers import Layer, described, find_call, locate, only_output
+from deconvviz.layers import Layer, described, find_call, locate, only_output, only_value
 from deconvviz.projection import back_to_inputs, project
 from deconvviz.switches import OVERLAPS
-from deconvviz.tape import Call, Tape, flatten
+from deconvviz.tape import Tape, flatten
 from deconvviz.targets import neuron_seed, target_seed
 from deconvviz.units import FeatureMaps, Position, feature_maps, integer, require, seeds, strongest
 
@@ -259,7 +259,7 @@ class NeuronDeconvnet(NeuronAttribution):
         number = self.number or tape.counts().get(self.name)
         call = find_call(tape, self.name, number)
         if attribute_to_neuron_input:
-            value = only_output(Call(f"{call.name}'s input", call.number, (), call.inputs))
+            value = only_value(call.inputs, f"the input of {described(call.name)}")
             activation = tape.replay(value)
         else:
             value, activation = only_output(call), flatten(output)[0]

@@ -38,7 +38,7 @@ from deconvviz.explorer import explore
 from deconvviz.grid.feature_map import mosaic
 from deconvviz.grid.layer import GridLayer, LayerPlace, find_places
 from deconvviz.images import display_scale, displayable
-from deconvviz.inputs import input_images
+from deconvviz.inputs import input_images, like
 from deconvviz.layers import Layer, locate
 from deconvviz.mining.archive import model_fingerprint
 from deconvviz.mining.data import Images, require_count
@@ -131,18 +131,18 @@ class FilterGrid(Attribution):
         workers = images.workers if workers is None else workers
         require_count("batch_size", batch_size)
         require_count("workers", workers, 0)
-        precision = f"{autocast or self._like().dtype}{' channels_last' if channels_last else ''}"
+        precision = f"{autocast or like(self.model).dtype}{' channels_last' if channels_last else ''}"
         rank, world = own_share(share)
         with evaluating(self.model), left_as_found(self.model):
             sample = images.sample()
-            self._places = find_places(self.model, self._located, sample[None].to(self._like()))
+            self._places = find_places(self.model, self._located, sample[None].to(like(self.model)))
             about = self._about(images, sample) | {"precision": precision}
             path = None if checkpoint is None else of_share(Path(checkpoint), rank, world)
             found = self._start(path, about, (rank, world))
             done, total = found.shares[0][2], len(range(rank, len(images), world)) or None
             batches = images.batches(sample.shape, batch_size, workers, (rank, world), done)
             with (
-                mining(self.model, self._calls(), found.layers, self._like(), autocast, channels_last) as miner,
+                mining(self.model, self._calls(), found.layers, like(self.model), autocast, channels_last) as miner,
                 tqdm(total=total, initial=done, unit="image", disable=not progress) as bar,
             ):
                 found = mine(miner, batches, found, path, every, bar.update)
@@ -150,7 +150,7 @@ class FilterGrid(Attribution):
         if path is not None:
             found.save(path)
         if world > 1 and share is None:
-            self._found = found = joined(found, self._like().device)
+            self._found = found = joined(found, like(self.model).device)
         if not any(layer.seen for layer in found.layers):
             fewer = f"share {(rank, world)} has none, give fewer shares than images"
             raise InvalidInput(f"no image could be used: {next(iter(self.left_out.values()), fewer)}")
@@ -158,7 +158,7 @@ class FilterGrid(Attribution):
 
     def _start(self, path: Path | None, about: dict[str, Any], share: tuple[int, int]) -> Found:
         """What a checkpoint holds, if there is one; else nothing yet."""
-        device = self._like().device
+        device = like(self.model).device
         if path is not None and path.exists():
             return Found.resumed(path, about, share, device)
         layers = (Strongest.empty(p.maps, len(p.space), self.k, device) for p in self._places)
@@ -215,7 +215,7 @@ class FilterGrid(Attribution):
             found.require({"data": grid._images.describe()}, str(path))
         with evaluating(grid.model):
             grid._places = find_places(
-                grid.model, grid._located, torch.zeros(1, *about["image"], device="cpu").to(grid._like())
+                grid.model, grid._located, torch.zeros(1, *about["image"], device="cpu").to(like(grid.model))
             )
         grid._found = found
         return grid
@@ -309,13 +309,6 @@ class FilterGrid(Attribution):
 
     def _calls(self) -> list[tuple[str, int]]:
         return [place.call for place in self._places]
-
-    def _like(self) -> Tensor:
-        """A tensor of the model's dtype and device."""
-        return next(
-            (p.detach() for p in self.model.parameters() if p.is_floating_point()),
-            torch.zeros((), device="cpu"),
-        )
 
 
 def _stacked(layer: GridLayer, fmaps: list[int], k: int, inputs: Tensor) -> Tensor:

@@ -10,6 +10,12 @@ from torch import Tensor, nn
 from deconvviz.errors import InvalidInput
 
 
+def like(model: nn.Module) -> Tensor:
+    """A tensor of the dtype and on the device of the model's parameters."""
+    found = next((p for p in model.parameters() if p.is_floating_point()), None)
+    return torch.zeros((), device="cpu") if found is None else found.detach()
+
+
 def input_tensors(inputs: Any, model: nn.Module) -> tuple[Tensor, ...]:
     """``inputs``, a tensor or a tuple of tensors (N, ...), as a tuple that ``model`` can be asked about.
 

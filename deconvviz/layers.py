@@ -11,7 +11,7 @@ Its name alone is then ambiguous, and said to be so.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -76,23 +76,25 @@ def described(name: str) -> str:
 
 
 def only_output(call: Call) -> int:
-    """The one value of the pass that a call puts out.
+    """The one value of the pass that a call puts out; raises as :func:`only_value`."""
+    return only_value(call.outputs, described(call.name))
+
+
+def only_value(values: Sequence[int | None], what: str) -> int:
+    """The one value of the pass that goes into or comes out of a call, ``what`` in an error.
 
     Raises:
-        InvalidInput: it puts out several tensors, or none.
-        NoForwardPass: its tensor does not depend on the inputs.
+        InvalidInput: there are several tensors, or none.
+        NoForwardPass: the tensor does not depend on the inputs.
     """
-    if len(call.outputs) != 1:
-        raise InvalidInput(
-            f"{described(call.name)} gives {len(call.outputs)} tensors; expected one: choose a layer inside it that "
-            "gives one"
-        )
-    if call.outputs[0] is None:
+    if len(values) != 1:
+        raise InvalidInput(f"{what} gives {len(values)} tensors; expected one: choose a layer inside it that gives one")
+    if values[0] is None:
         raise NoForwardPass(
-            f"{described(call.name)} does not depend on the inputs through any operation seen in the pass "
+            f"{what} does not depend on the inputs through any operation seen in the pass "
             "(it may go through numpy, .detach() or code that hides its operations): choose a layer before it"
         )
-    return call.outputs[0]
+    return values[0]
 
 
 def address(name: str, number: int, counts: Mapping[str, int]) -> str:

@@ -13,14 +13,8 @@ from torch import Tensor, nn
 
 
 @contextlib.contextmanager
-def left_as_found(model: nn.Module) -> Iterator[None]:
-    """Put buffers (batch norm's statistics) and the random state of PyTorch, NumPy and Python back, also after an
-    error."""
-    plain = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
-    saved = [(module, dict(module._buffers)) for module in plain]  # a scripted module cannot lose or gain one
-    buffers = list(model.buffers())
-    contents = [(b, b.detach().clone()) for b in buffers if b.layout == torch.strided and not b.is_meta]
-    device = next((t.device for t in itertools.chain(model.parameters(), buffers)), torch.device("cpu"))
+def random_state_kept(device: torch.device) -> Iterator[None]:
+    """Put the random state of Python, NumPy and PyTorch, on the CPU and on ``device``, back."""
     devices = [] if device.type in ("cpu", "meta") else [device]
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
@@ -29,6 +23,20 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+
+
+@contextlib.contextmanager
+def left_as_found(model: nn.Module) -> Iterator[None]:
+    """Put buffers (batch norm's statistics) and the random state back, also after an error."""
+    plain = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    saved = [(module, dict(module._buffers)) for module in plain]  # a scripted module cannot lose or gain one
+    buffers = list(model.buffers())
+    contents = [(b, b.detach().clone()) for b in buffers if b.layout == torch.strided and not b.is_meta]
+    device = next((t.device for t in itertools.chain(model.parameters(), buffers)), torch.device("cpu"))
+    with random_state_kept(device):
+        try:
+            yield
+        finally:
             for module, of_module in saved:
                 for name in module._buffers.keys() - of_module.keys():
                     del module._buffers[name]

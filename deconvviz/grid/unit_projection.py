@@ -22,6 +22,7 @@ from deconvviz.boxes import Boxed
 from deconvviz.capture import watch
 from deconvviz.capture.reading import LayerCall
 from deconvviz.geometry import ReceptiveField
+from deconvviz.inputs import like
 from deconvviz.layers import find_call, only_output
 from deconvviz.memory import out_of_memory
 from deconvviz.projection import back_to_inputs, project
@@ -62,10 +63,10 @@ def project_units(
         overlap, gradient: as :class:`~deconvviz.deconvnet.Deconvnet`'s.
         seed: start from the unit's ``"activation"`` or from ``"one"``.
     """
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros((), device="cpu"))
+    kind = like(model)
     if budget is None:
-        budget = CPU_BUDGET if like.device.type == "cpu" else DEVICE_BUDGET
-    run = _Run(model, layer, field, overlap, gradient, seed, like)
+        budget = CPU_BUDGET if kind.device.type == "cpu" else DEVICE_BUDGET
+    run = _Run(model, layer, field, overlap, gradient, seed, kind)
     projections: dict[int, Tensor] = {}
     shared, alone = _sharing(field, units)
     for group in shared:

@@ -139,10 +139,12 @@ def rearranged(group: Group, step: Step) -> Work | None:
         outputs = flatten(step.call(torch.empty(shape, device="meta")))
     except (RuntimeError, IndexError, NotImplementedError):
         return None
+    if len(outputs) != len(step.outputs):
+        return None
     regions, extents = [], dict(zip(marks, (1, *region.space), strict=True))
-    for output, value in zip(outputs, step.outputs, strict=False):
+    for output, value in zip(outputs, step.outputs, strict=True):
         sizes = list(output.shape)
-        if any(sizes.count(mark) != 1 for mark in marks) or len(outputs) != len(step.outputs):
+        if any(sizes.count(mark) != 1 for mark in marks):
             return None
         places = [sizes.index(mark) for mark in marks]
         if places[0] != 0 or places != sorted(places):

@@ -53,10 +53,7 @@ class Group:
 
     def region(self, value: int) -> Region:
         """The boxes of a value that has some."""
-        region = self.regions[value]
-        if region is None:
-            raise LookupError(value)
-        return region
+        return boxes_of(self.regions, value)
 
     def may_overwrite(self, step: Step) -> bool:
         """Whether a step works in place, and nothing else needs the boxes of the tensor that it overwrites."""
@@ -113,7 +110,7 @@ class Batch:
     def change(self, value: int, part: tuple[int, int, int] | None = None) -> Tensor:
         """(B, ...): by how much the sum of a value, or of a part of it, over its spatial axes differs from the clean
         one."""
-        region, crops = self._region(value), self.held[value]
+        region, crops = boxes_of(self._regions, value), self.held[value]
         crops = crops if part is None else crops.narrow(*part)
         return crops.sum(region.axes, dtype=sums_in(crops)) - self._clean.value(value, region.axes, part).sums(region)
 
@@ -127,7 +124,7 @@ class Batch:
 
     def read(self, value: int, wanted: Boxes | Region, fill: float = 0.0) -> Tensor:
         """Other boxes of a value, the padding included (:func:`~deconvviz.incremental.crops.read`)."""
-        region, crops = self._region(value), self.held[value]
+        region, crops = boxes_of(self._regions, value), self.held[value]
         if wanted is region:
             return crops
         return read(self._clean.value(value, region.axes), region, crops, wanted, fill)
@@ -140,11 +137,13 @@ class Batch:
         everything = Boxes(region.axes, region.space, region.firsts * 0)
         return self.read(value, everything)
 
-    def _region(self, value: int) -> Region:
-        region = self._regions[value]
-        if region is None:
-            raise LookupError(value)
-        return region
+
+def boxes_of(regions: Mapping[int, Region | None], value: int) -> Region:
+    """The boxes of a value that has some; LookupError for others."""
+    region = regions[value]
+    if region is None:
+        raise LookupError(value)
+    return region
 
 
 def largest_group(clean: CleanPass) -> int:
@@ -157,8 +156,6 @@ def multiply_adds(step: Step, shapes: Sequence[Sequence[int]]) -> int:
     if step.operation in ("conv1d", "conv2d", "conv3d"):
         weight = step.argument(1, "weight")
         return math.prod(shapes[-1]) * math.prod((shapes[weight.k] if isinstance(weight, Slot) else weight.shape)[1:])
-    if step.operation == "linear":
-        return math.prod(shapes[-1]) * int(shapes[0][-1])
-    if step.operation in ("matmul", "bmm", "mm") and shapes[0]:
+    if step.operation in ("linear", "matmul", "bmm", "mm") and shapes[0]:
         return math.prod(shapes[-1]) * int(shapes[0][-1])
     return 0

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 
-from deconvviz.capture import left_as_found
+from deconvviz.capture.as_found import random_state_kept
 from deconvviz.errors import InvalidInput
 from deconvviz.mining.archive import hash_of, without_addresses
 from deconvviz.mining.folder import PictureFolder, glimpse
@@ -119,7 +119,7 @@ class Images:
             facts = [type(source).__name__, len(source) if isinstance(source, Sized) else None]
         names = "\n".join(f"{self.name(i)} {glimpse(path)}" for i, path in enumerate(self.files or ()))
         transform = getattr(source, "transform", None) or self.transform
-        with left_as_found(nn.Identity()):  # what a data set draws at random is not for the caller to miss
+        with random_state_kept(torch.device("cpu")):  # what a data set draws is not for the caller to miss
             probe = self._probe()
         chosen = "" if self.order == range(len(self.order)) else ",".join(map(str, self.order))
         return {
@@ -283,7 +283,7 @@ def _chosen(data: Any, source: Any) -> Sequence[int]:
     all_in_turn = isinstance(sampler, SequentialSampler)
     if all_in_turn or (isinstance(sampler, RandomSampler) and sampler.num_samples == len(source)):
         return range(len(source))
-    with torch.random.fork_rng(devices=[]):
+    with random_state_kept(torch.device("cpu")):
         return sorted({int(number) for number in sampler})
 
 

@@ -23,8 +23,8 @@ from deconvviz.inputs import input_images
 from deconvviz.layers import Layer, find_call, locate
 from deconvviz.occlusion.clean_passes import clean_passes
 from deconvviz.occlusion.fills import Fill, filled
-from deconvviz.occlusion.refinement import Refine, Refinement, Rows, refined
-from deconvviz.occlusion.sweep import FullEngine, IncrementalEngine, sweep
+from deconvviz.occlusion.refinement import Refine, Refinement, refined
+from deconvviz.occlusion.sweep import FullEngine, IncrementalEngine, Rows, sweep
 from deconvviz.occlusion.windows import Windows
 from deconvviz.plotting.occlusion import figure7
 from deconvviz.shards import gathered, own_share

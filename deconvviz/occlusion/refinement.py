@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deconvviz.errors import InvalidInput
+from deconvviz.occlusion.sweep import Rows
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,6 @@ class Refinement:
     """Between the interpolated and the exact scores of the checked windows; NaN if they do not vary."""
 
 
-Rows = dict[str, Tensor]
-"""Results of some windows, by name, each (W, ...)."""
 Plane = NDArray[np.float64]
 Places = NDArray[np.int64]
 Evaluate = Callable[[NDArray[np.int64]], Rows]
