@@ -6,6 +6,7 @@ Much lighter than :func:`~deconvviz.capture.watch`: one hook a layer, no tape.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -41,11 +42,11 @@ def reading(
     running: list[LayerCall] = []
     left: set[int] = set()
 
-    def before(name: str) -> None:
+    def before(name: str, module: nn.Module, inputs: Any) -> None:
         counts[name] += 1
         running.append((name, counts[name]))
 
-    def after(name: str, output: Any) -> None:
+    def after(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         i = wanted.get(running.pop())
         if output is None:  # the model may catch what was raised, and go on
             counts[name] -= 1
@@ -77,10 +78,8 @@ def reading(
     try:
         for name in names:
             module = model.get_submodule(name)
-            enter = lambda module, inputs, name=name: before(name)  # noqa: E731
-            leave = lambda module, inputs, output, name=name: after(name, output)  # noqa: E731
-            hooks.append(module.register_forward_pre_hook(enter))
-            hooks.append(module.register_forward_hook(leave, always_call=True))
+            hooks.append(module.register_forward_pre_hook(functools.partial(before, name)))
+            hooks.append(module.register_forward_hook(functools.partial(after, name), always_call=True))
         yield run
     finally:
         for handle in hooks:

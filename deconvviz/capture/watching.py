@@ -144,10 +144,9 @@ class Capture(TorchFunctionMode, Places):
                     "cannot be seen"
                 ) from None
             return function(*args, **kwargs)
-        except Exception:
-            raise
-        except BaseException:  # Ctrl-C, outside the reach of the hooks that end a recorded pass
-            self.abandoned = True
+        except BaseException as error:
+            if not isinstance(error, Exception):  # Ctrl-C, outside the reach of the hooks that end a recorded pass
+                self.abandoned = True
             raise
 
     def _observe(self, what: Operation, function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
