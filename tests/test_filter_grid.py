@@ -303,6 +303,7 @@ SOURCES = {
     "iterable-style": Stream,
     "tensor data set": TensorDataset,
     "list": list,
+    "dicts": lambda x: [{"label": 3, "weight": torch.tensor(0.5), "pixel_values": image} for image in x],
     "loader": lambda x: DataLoader(Mapped(x), batch_size=5),
     "shuffling loader": lambda x: DataLoader(Mapped(x), batch_size=5, shuffle=True),
     "loader with workers": lambda x: DataLoader(Mapped(x), batch_size=5, num_workers=2),
@@ -367,6 +368,8 @@ def test_data_that_is_not_usable(folder):
             fit([torch.randn(3, 20, 20), torch.randn(3, 22, 20)], batch_size=batch_size)
     with pytest.raises(InvalidInput, match="torch.uint8"):
         fit((images() * 9).to(torch.uint8))
+    with pytest.raises(InvalidInput, match=r"dict {'a': torch.float32, 'b': torch.float32, 'c': int}, with 2 images"):
+        fit([{"a": x, "b": x, "c": 1} for x in images()])
     with pytest.raises(InvalidInput, match="only once"):
         fit(x for x in images())
     with pytest.raises(InvalidInput, match="expected a folder"):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,8 @@ class Images:
 
     Args:
         data: the path of a folder of pictures; a tensor (N, C, *S); a map- or iterable-style data set, whose
-            items are images or tuples that start with one; or a ``DataLoader``, whose data set, batch size,
-            workers and choice of items (not their order) are taken.
+            items are images, tuples that start with one, or dicts that hold one (Hugging Face's); or a
+            ``DataLoader``, whose data set, batch size, workers and choice of items (not their order) are taken.
         transform: from a PIL picture to a tensor, where the source gives pictures; by default
             :class:`~deconvviz.models.zoo.Transform`.
         limit: take only so many.
@@ -236,14 +236,17 @@ class Images:
 
     def _tensor(self, item: Any) -> Tensor:
         """The image of a data set's item."""
-        image = item[0] if isinstance(item, (tuple, list)) else item
+        image = item
+        if isinstance(item, Mapping):
+            image = _only_image(item)
+        elif isinstance(item, (tuple, list)):
+            image = item[0]
         if isinstance(image, Image.Image):
             image = self.transform(image)
         if not isinstance(image, Tensor) or not image.is_floating_point():
-            kind = str(image.dtype) if isinstance(image, Tensor) else type(image).__name__
             raise InvalidInput(
-                f"the item is a {kind}; expected a floating-point tensor (C, H, W), a picture, or a tuple that "
-                "starts with one: give the data set a transform"
+                f"the item is a {_kind(image)}; expected a floating-point tensor (C, H, W), a picture, a tuple that "
+                "starts with one, or a dict that holds one: give the data set a transform"
             )
         return image
 
@@ -259,6 +262,26 @@ class _Guarded(Dataset[Any]):
 
     def __getitem__(self, i: int) -> tuple[int, Tensor | str]:
         return self.images.read(self.numbers[i])
+
+
+def _only_image(item: Mapping[Any, Any]) -> Any:
+    """The one picture, or floating-point tensor (C, *S), among a dict's values."""
+    images = [value for value in item.values() if isinstance(value, Image.Image) or _is_image(value)]
+    if len(images) != 1:
+        kinds = ", ".join(f"{key!r}: {_kind(value)}" for key, value in item.items())
+        raise InvalidInput(
+            f"the item is a dict {{{kinds}}}, with {len(images)} images; expected one picture or floating-point tensor "
+            "(C, H, W) in it: give the data set a transform"
+        )
+    return images[0]
+
+
+def _is_image(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 1
+
+
+def _kind(value: Any) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
 
 def require_count(name: str, value: Any, least: int = 1) -> None:
