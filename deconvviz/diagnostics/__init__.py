@@ -41,7 +41,7 @@ from deconvviz.capture.reading import evaluating
 from deconvviz.diagnostics.result import FLAGS, Diagnosis, Filter, LayerDiagnosis
 from deconvviz.diagnostics.spectrum import Spectrum
 from deconvviz.errors import InvalidInput
-from deconvviz.inputs import input_tensors
+from deconvviz.inputs import input_tensors, like
 from deconvviz.rules.rectifiers import rectify
 from deconvviz.tape import Tape
 
@@ -59,7 +59,8 @@ def diagnose(model: nn.Module, data: Tensor | Iterable[Any] | None = None) -> Di
     Args:
         model: any module; it runs in eval mode, and is left as it was found.
         data: images (N, C, H, W), normalised as the model was trained, or an iterable of such batches, or of tuples
-            that start with one (a ``DataLoader``); without it only the weights are judged.
+            that start with one (a ``DataLoader``); they go to the model's device. Without it only the weights are
+            judged.
 
     Raises:
         InvalidInput: there is no ``nn.Conv2d``, its weights are not finite, or the data has no images or is not
@@ -154,7 +155,7 @@ def _fires(
     """The number of images, and for each convolution with a rectifier the share of cells (O,) where it is positive."""
     images, on, cells = 0, dict[str, Any](), dict[str, int]()
     for batch in _batches(data):
-        inputs = input_tensors(batch, model)
+        inputs = input_tensors(batch.to(like(model).device) if isinstance(batch, Tensor) else batch, model)
         images += len(inputs[0])
         with evaluating(model):
             tape, _ = watch(model, inputs)

@@ -21,7 +21,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from torch import nn
@@ -156,7 +155,7 @@ def _data(layer: GridLayer) -> dict[str, Any]:
         "boxes": [[sum(layer.box(m, rank), ()) for rank in range(len(images[m]))] for m in fmaps],
         "positions": [[layer.position(m, rank) for rank in range(len(images[m]))] for m in fmaps],
         "mean": [float(f"{state.mean(m):.4g}") for m in fmaps],
-        "active": (state.active.to(torch.float64) / max(state.seen, 1)).tolist(),
+        "active": [active / max(state.seen, 1) for active in state.active.tolist()],
         "histogram": state.histogram.tolist(),
         "names": {number: layer.images.name(number) for number in used} if layer.images is not None else {},
     }

@@ -12,6 +12,7 @@ from torch import Tensor
 from deconvviz.incremental.work import first_alone
 from deconvviz.rules import EXACT
 from deconvviz.rules.linear import each, filter_arguments
+from deconvviz.rules.norms import precise
 from deconvviz.tape import Slot, Step, Value
 
 FILTERS = ("conv1d", "conv2d", "conv3d")
@@ -55,9 +56,9 @@ def _scale_and_shift(norm: Step) -> tuple[Tensor, Tensor]:
     mean, variance, weight, bias = (
         norm.argument(1 + i, name) for i, name in enumerate(("running_mean", "running_var", "weight", "bias"))
     )
-    scale = (variance.double() + norm.argument(7, "eps", 1e-5)).rsqrt()
+    scale = (precise(variance) + norm.argument(7, "eps", 1e-5)).rsqrt()
     scale = scale if weight is None else scale * weight.detach()
-    shift = -mean.double() * scale
+    shift = -precise(mean) * scale
     return scale, shift if bias is None else shift + bias.detach()
 
 

@@ -49,7 +49,8 @@ class Strongest:
     histogram: Tensor
     """(C, bins) int64, how many images have their strongest value between two of :data:`EDGES`."""
     sums: Tensor
-    """(P, C) float64, the sum over images of the map's mean activation, for each of P merged parts."""
+    """(P, C) float64, the sum over images of the map's mean activation, for each of P merged parts; on the CPU, as MPS
+    has no such numbers."""
     seen: int = 0
     """Images counted."""
     left_out: tuple[int, ...] = ()
@@ -68,7 +69,7 @@ class Strongest:
             zeros(maps, k, axes),
             zeros(maps),
             zeros(maps, len(EDGES) + 1),
-            zeros(1, maps).double(),
+            torch.zeros(1, maps, dtype=torch.float64, device="cpu"),
         )
 
     def updated(self, activation: Tensor, images: Tensor) -> Strongest:
@@ -89,7 +90,7 @@ class Strongest:
             self._entered(cells, values.T, images, activation.shape[2:]),
             active=self.active + (values > 0).sum(0),
             histogram=self.histogram + counts,
-            sums=torch.cat([self.sums[:-1], self.sums[-1:] + means.double().sum(0)]),
+            sums=torch.cat([self.sums[:-1], self.sums[-1:] + means.cpu().double().sum(0)]),
             seen=self.seen + len(images),
         )
 
@@ -125,14 +126,13 @@ class Strongest:
             for name in ("values", "images", "positions")
         )
         chosen = _ranked(values, images, self.values.shape[1])
-        sums = torch.cat([self.sums, other.sums.to(self.sums.device)])
         return Strongest(
             values.gather(1, chosen),
             images.gather(1, chosen),
             positions.gather(1, chosen.unsqueeze(-1).expand(-1, -1, positions.shape[2])),
             self.active + other.active.to(self.active.device),
             self.histogram + other.histogram.to(self.histogram.device),
-            sums.sort(0).values,
+            torch.cat([self.sums, other.sums]).sort(0).values,
             self.seen + other.seen,
             tuple(sorted((*self.left_out, *other.left_out))),
         )
@@ -144,7 +144,7 @@ class Strongest:
     def to(self, device: torch.device | str) -> Strongest:
         """The same on another device."""
         tensors: dict[str, Any] = {
-            name: item.to(device) for name, item in vars(self).items() if isinstance(item, Tensor)
+            name: item.to(device) for name, item in vars(self).items() if isinstance(item, Tensor) and name != "sums"
         }
         return replace(self, **tensors)
 
@@ -160,7 +160,7 @@ class Strongest:
         """The inverse of :meth:`arrays`."""
         given: dict[str, Any] = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
         seen, left_out = int(given.pop("seen")), tuple(given.pop("left_out").tolist())
-        return cls(**{name: t.to(device) for name, t in given.items()}, seen=seen, left_out=left_out)
+        return cls(**given, seen=seen, left_out=left_out).to(device)
 
 
 def _ranked(values: Tensor, images: Tensor, k: int) -> Tensor:

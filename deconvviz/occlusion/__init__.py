@@ -157,7 +157,7 @@ class OcclusionSensitivity(PerturbationAttribution):
                     tensor.device.type,
                     show_progress,
                 ):
-                    falls[chosen] = (flat - rows["output"]).double().cpu()
+                    falls[chosen] = (flat - rows["output"]).cpu().double()
                 results.append(_averaged(windows[i], gathered(falls, self.shard), tensor, clean))
         return tuple(results) if isinstance(inputs, tuple) else results[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -99,8 +100,7 @@ def scale(step: Step, signals: Signals, context: Context) -> Signals:
     if signal is None:
         return [None]
     if isinstance(factors, Tensor):
-        variance = factors if factors.device.type == "mps" else factors.double()  # as PyTorch's own kernel
-        deviation = torch.sqrt(variance + step.argument(7, "eps", 1e-5))
+        deviation = torch.sqrt(precise(factors) + step.argument(7, "eps", 1e-5))
         factors = [deviation.reciprocal().to(signal.dtype), step.argument(3, "weight")]
         if len(signal) > 1 and factors[1] is not None:  # one pass over many signals; one alone keeps its bits
             factors = [factors[0] * factors[1].detach()]
@@ -110,6 +110,20 @@ def scale(step: Step, signals: Signals, context: Context) -> Signals:
         if factor is not None:
             signal = signal * factor.to(signal.dtype)
     return [signal]
+
+
+def precise(tensor: Tensor) -> Tensor:
+    """In double precision, as PyTorch's own kernels have it, or as it is on a device that has none (MPS)."""
+    return tensor.double() if _has_double(tensor.device) else tensor
+
+
+@functools.cache
+def _has_double(device: torch.device) -> bool:
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (RuntimeError, TypeError):
+        return False
+    return True
 
 
 def _variance(x: Tensor, dims: Sequence[int]) -> Tensor:
