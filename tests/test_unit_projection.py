@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import build
 from torch import nn
+from torch.nn import functional as F
 
 from deconvviz import Deconvnet
 from deconvviz.capture import watch
@@ -65,6 +66,26 @@ def test_the_crop_gives_the_full_size_projection(name):
             seen += bool(largest > 0)
         assert seen >= len(units) - 2  # there is something to compare
         deconv.close()
+
+
+@pytest.mark.parametrize("size", [(64, 64), (61, 50)])
+def test_a_shortcut_of_every_second_pixel_is_cropped(size):
+    """CIFAR's ResNets subsample the identity."""
+
+    class Block(nn.Sequential):
+        def forward(self, x):
+            return F.relu(super().forward(x) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2)))
+
+    torch.manual_seed(0)
+    blocks = [Block(nn.Conv2d(n, n + 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(n + 4, n + 4, 3, padding=1)) for n in (4, 8)]
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), *blocks).eval(), images(1, size)
+    field, output = place(model, "2", x)
+    assert str(field) == "21 x 21 pixels, jump 4"
+    units = firing_units(output, x)
+    with Deconvnet(model) as deconv:
+        for unit, pixels in zip(units, project_units(model, ("2", 1), field, units), strict=True):
+            expected = deconv.project("2", unit.fmap, inputs=x, position=unit.position)[0]
+            assert (whole(field, unit, pixels) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_small_fields_are_really_cropped_and_large_ones_are_not():

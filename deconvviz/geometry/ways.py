@@ -117,6 +117,14 @@ def _pool(seen: Seen, axis: Axis, n: int) -> Axis:
     return seen.all(axis) if a < 0 else _window(axis, *(each(item, spatial)[a] for item in given))
 
 
+def _unshuffled(seen: Seen, axis: Axis, n: int) -> Axis:
+    """Blocks of pixels to channels."""
+    if axis.dim < len(seen.shape) - 2:
+        return seen.all(axis)
+    block = seen.step.argument(1, "downscale_factor")
+    return _window(axis, block, block, 0, 1)
+
+
 def _adaptive_pool(seen: Seen, axis: Axis, n: int) -> Axis:
     """The identity if nothing is pooled; else its windows depend on the size of the image."""
     same = seen.shape[axis.dim] == seen.shapes[n][axis.dim]
@@ -236,11 +244,11 @@ def _indexed(seen: Seen, axis: Axis, n: int) -> Axis:
             new += 1
             continue
         if old == axis.dim:
-            if not isinstance(item, slice) or item.step not in (None, 1):
+            if not isinstance(item, slice):
                 return seen.all(axis)
-            first, end, _ = item.indices(seen.shapes[n][old])
-            moved = replace(axis, dim=new, offset=axis.offset + first * axis.jump)
-            return replace(moved, rigid=axis.rigid or (first, end) != (0, seen.shapes[n][old]))
+            first, end, step = item.indices(seen.shapes[n][old])
+            moved = replace(axis, dim=new, jump=axis.jump * step, offset=axis.offset + first * axis.jump)
+            return replace(moved, rigid=axis.rigid or first >= step or end != seen.shapes[n][old])
         old, new = old + 1, new + isinstance(item, slice)
     return seen.all(axis)
 
@@ -265,6 +273,7 @@ _ROWS: list[tuple[str, Callable[[Seen, Axis, int], Axis]]] = [
         "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d",
         _adaptive_pool,
     ),
+    ("pixel_unshuffle", _unshuffled),
     ("pad", _padded),
     ("mean sum amax", _reduced),
     ("softmax log_softmax", _along(1, -1)),
