@@ -285,6 +285,11 @@ LAYERS = {
     "in place beside an alias": Calls(in_place_beside_an_alias),
     "softmax over channels": nn.Softmax(1),
     "matrix product": Calls(lambda x: x @ x.transpose(2, 3)),
+    "log sigmoid": nn.LogSigmoid(),
+    "attention": Calls(lambda x: F.scaled_dot_product_attention(
+        *[x.flatten(2).mT] * 3, attn_mask=torch.eye(x[0, 0].numel()).double()).mT.view_as(x)),
+    "attention of one query": Calls(lambda x: x + F.scaled_dot_product_attention(
+        torch.ones(1, 1, 4).double(), x.flatten(2).mT, x.flatten(2).mT).mT.unsqueeze(3)),
     "cumsum": Calls(lambda x: x.cumsum(2)),
     "roll": Calls(lambda x: x.roll(3, 3)),
 }  # fmt: skip
@@ -327,6 +332,13 @@ BATCHES = {
 @pytest.mark.parametrize("name", BATCHES)
 def test_what_a_model_does_to_its_batch_axis(name):
     agree(around(Calls(BATCHES[name])), image(20, 18), (5, 4), spread((20, 18), (5, 4), 7))
+
+
+def test_attention_takes_all_windows_at_once(recwarn):
+    """PyTorch's own kernel for the CPU cannot be vectorised over another axis: it warns, and loops."""
+    layer = Calls(lambda x: F.scaled_dot_product_attention(*[x.flatten(2).mT] * 3).mT.view_as(x))
+    agree(around(layer), image(12, 12), (5, 4), spread((12, 12), (5, 4), 7))
+    assert not recwarn.list
 
 
 def test_sums_do_not_overflow_in_half_precision():

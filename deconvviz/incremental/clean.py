@@ -131,6 +131,7 @@ _OF_ANY_RANK = frozenset((
 
 
 _OF_SEVERAL = frozenset(("add", "sub", "mul", "div", "addcmul"))
+ATTENTION = "scaled_dot_product_attention"
 
 
 def _keeps_batch(step: Step, shapes: Sequence[Sequence[int]]) -> bool:
@@ -140,7 +141,10 @@ def _keeps_batch(step: Step, shapes: Sequence[Sequence[int]]) -> bool:
     if step.operation == "cat":
         dim = step.argument(1, "dim", 0)
         return not constants and dim % rank > 0 and all(len(shape) == rank for shape in shapes)
-    if step.operation in _OF_SEVERAL:
+    attends = step.operation == ATTENTION and rank > 2
+    if attends and any(isinstance(step.argument(i, name), Tensor) for i, name in enumerate(("query", "key", "value"))):
+        return False
+    if step.operation in _OF_SEVERAL or attends:
         return all(len(s) == rank for s in shapes) and all(
             c.dim() < rank or (c.dim() == rank and c.shape[0] == 1) for c in constants
         )
