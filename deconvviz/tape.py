@@ -26,6 +26,14 @@ class Slot(NamedTuple):
     k: int
 
 
+class Gate(NamedTuple):
+    """What a value carries unchanged (reshaped or scaled): the output of a step that can be a gate."""
+
+    step: int
+    sure: bool
+    """It is nothing else (a sigmoid); a rectifier's output can also be the map beside a gate."""
+
+
 @dataclass(slots=True)
 class Value:
     """A tensor of the pass that depends on the input: its geometry, not its content."""
@@ -33,8 +41,7 @@ class Value:
     shape: torch.Size
     stride: tuple[int, ...]
     dtype: torch.dtype
-    gate: int | None = None
-    """The step whose output, a gate such as a sigmoid, this value carries unchanged (reshaped or scaled)."""
+    gate: Gate | None = None
 
 
 @dataclass(slots=True)

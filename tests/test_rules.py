@@ -510,6 +510,11 @@ GATED = {
     "mul by itself gated": lambda x, held: x * held(x.sigmoid()),
     "mul narrower than its gate": lambda x, held: x.sum(1, keepdim=True) * held(squeeze(x).sigmoid()),
     "mul of two gates, the second held": lambda x, held: squeeze(x).sigmoid() * held(x.sigmoid()),
+    "relu6 as a hard sigmoid": lambda x, held: x * held(F.relu6(squeeze(x) + 3) / 6),
+    "clamp as a hard sigmoid": lambda x, held: held((squeeze(x) + 1).clamp(0, 2).div(2)) * x,
+    "hardtanh as hardswish": lambda x, held: x * held(F.hardtanh(x + 3, 0, 6)) / 6,
+    "tanh as Mish": lambda x, held: x * held(torch.tanh(F.softplus(x))),
+    "erf as GELU": lambda x, held: 0.5 * x * held(1 + torch.erf(x / 2**0.5)),
     "glu": lambda x, held: F.glu(x, 1) if held is kept else x[:, :2] * held(x[:, 2:].sigmoid()),
     "glu of the last axis": lambda x, held: (
         nn.GLU()(x.mT) if held is kept else (x.mT[..., :2] * held(x.mT[..., 2:].sigmoid()))
@@ -538,6 +543,16 @@ def test_check_lists_a_sigmoid_that_gates_as_a_gate_and_another_as_a_gradient():
     tape = projected(lambda x: x * squeeze(x).sigmoid(), X).tape
     assert kinds(tape, "sigmoid") == {GATE}
     assert kinds(projected(torch.sigmoid, X).tape, "sigmoid") == {GRADIENT}
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("bounded", [F.relu6, torch.tanh])
+@pytest.mark.parametrize("first", [False, True])
+def test_of_a_sigmoid_and_another_bounded_map_the_sigmoid_is_the_gate(bounded, first, gradient):
+    product = lambda x: x.sigmoid() * bounded(x) if first else bounded(x) * x.sigmoid()  # noqa: E731
+    tape = watch(Applied(product), [X], gradient=gradient)[0]
+    (sigmoid,) = [i for i, step in enumerate(tape.steps) if step.operation == "sigmoid"]
+    assert tape.steps[-1].gate == sigmoid
 
 
 @pytest.mark.parametrize(

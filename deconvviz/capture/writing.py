@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 from deconvviz.capture.memory import CONSTANT, DERIVED, Memory, address, write_through, written_from
 from deconvviz.capture.places import Place
 from deconvviz.errors import NoForwardPass
-from deconvviz.rules import HIDDEN_CODE, PLAIN_GRADIENT, UNSUPPORTED, rule_of
-from deconvviz.tape import Slot, Step, Tape, Value, autocast_on, flatten
+from deconvviz.rules import GRADIENT, HIDDEN_CODE, PLAIN_GRADIENT, UNSUPPORTED, rule_of
+from deconvviz.tape import Gate, Slot, Step, Tape, Value, autocast_on, flatten
 
 PLAIN = frozenset((int, float, bool, str, type(None)))
 
@@ -170,14 +171,14 @@ class TapeWriter:
         if rule.classify is not None:
             step.kind = rule.classify(step, self.tape.values)
         if step.kind == UNSUPPORTED and self._gradient:
-            step.rule, step.kind = PLAIN_GRADIENT, PLAIN_GRADIENT.kind
+            step.rule, step.kind = replace(PLAIN_GRADIENT, gate=rule.gate), PLAIN_GRADIENT.kind
         return step
 
     def record(self, step: Step, outputs: Sequence[Tensor]) -> None:
         """Number a step's outputs, which are now known, and append it if any carries a signal."""
         gate = None
-        if step.rule.gate:
-            gate, self._gated = len(self.tape.steps), True
+        if step.kind in step.rule.gate:
+            gate, self._gated = Gate(len(self.tape.steps), sure=rule_of(step.operation).kind == GRADIENT), True
         elif self._gated and step.rule.keeps_gate:
             gates = [self.tape.values[value].gate for value in step.inputs]
             gate = None if None in gates else gates[0]
@@ -192,7 +193,7 @@ class TapeWriter:
         if numbers.count(None) < len(numbers):
             self.tape.steps.append(step)
 
-    def _track(self, tensor: Tensor, gate: int | None = None) -> int:
+    def _track(self, tensor: Tensor, gate: Gate | None = None) -> int:
         """Give a tensor the next number of a value."""
         number = len(self.tape.values)
         self.tape.values.append(Value(tensor.shape, tensor.stride(), tensor.dtype, gate))

@@ -256,7 +256,7 @@ def _indexed(seen: Seen, axis: Axis, n: int) -> Axis:
 _ROWS: list[tuple[str, Callable[[Seen, Axis, int], Axis]]] = [
     (
         "relu relu6 leaky_relu prelu rrelu elu selu celu gelu silu hardswish mish softplus hardtanh threshold "
-        "sigmoid hardsigmoid tanh special_expit clamp clip clamp_min abs exp log sqrt square neg negative "
+        "sigmoid hardsigmoid tanh special_expit clamp clip clamp_min abs exp erf log sqrt square neg negative "
         "dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout feature_alpha_dropout "
         "to cpu type float double half bfloat16 type_as contiguous clone local_response_norm channel_shuffle",
         _pointwise,

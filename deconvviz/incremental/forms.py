@@ -264,8 +264,8 @@ _ROWS: list[tuple[str, Form]] = [
     ("mean", averaged),
     (
         "relu relu6 leaky_relu elu selu celu gelu silu hardswish mish softplus clamp clip clamp_min hardtanh "
-        "threshold sigmoid hardsigmoid tanh hardshrink softshrink softsign log_sigmoid neg exp log sqrt abs pow square "
-        "add sub rsub mul div addcmul where maximum minimum type float double half bfloat16",
+        "threshold sigmoid hardsigmoid tanh erf hardshrink softshrink softsign log_sigmoid neg exp log sqrt abs "
+        "pow square add sub rsub mul div addcmul where maximum minimum type float double half bfloat16",
         pointwise,
     ),
     ("prelu layer_norm rms_norm linear softmax log_softmax glu local_response_norm", channelwise),

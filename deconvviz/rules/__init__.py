@@ -8,7 +8,8 @@ exact          linear operations: the adjoint, no bias; ReLU: g -> max(g, 0);
                max pools and maxima: to where the maximum was
 generalised    other rectifiers: as ReLU; norms: the statistics are constants of the pass,
                so scale only; contrast normalisation: identity
-constant gate  sigmoid(a) * b and the like: the gate is a constant, like a switch
+constant gate  sigmoid(a) * b and the like (also clamp(a, 0, c) * b, tanh(a) * b): the gate is a
+               constant, like a switch
 gradient       sigmoid and softmax elsewhere (a head): the plain gradient
 unsupported    anything else: an error, unless the caller asks for the gradient
 =============  ===========================================================================
@@ -71,7 +72,7 @@ _ROWS: list[tuple[str, Rule]] = [
     # ── rectifiers: rectify the signal ───────────────────────────────────────────────────────────────
     ("relu", Rule(EXACT, rectifiers.rectify, boxed.pointwise)),
     (
-        "relu6 leaky_relu prelu elu selu celu gelu silu hardswish mish softplus",
+        "leaky_relu prelu elu selu celu gelu silu hardswish mish softplus",
         Rule(GENERALISED, rectifiers.rectify, boxed.pointwise),
     ),
     (
@@ -85,8 +86,8 @@ _ROWS: list[tuple[str, Rule]] = [
         ),
     ),
     (
-        "clamp clip clamp_min hardtanh threshold",
-        Rule(EXACT, rectifiers.rectify, boxed.pointwise, classify=rectifiers.clamp_kind),
+        "relu6 clamp clip clamp_min hardtanh threshold",
+        Rule(EXACT, rectifiers.rectify, boxed.pointwise, gate=(GENERALISED,), classify=rectifiers.clamp_kind),
     ),
     # ── pools and maxima: to where the maximum was ───────────────────────────────────────────────────
     (
@@ -147,8 +148,9 @@ _ROWS: list[tuple[str, Rule]] = [
     ),
     (
         "sigmoid hardsigmoid softmax special_expit",
-        Rule(GRADIENT, gates.gradient, gate=True, observe=gates.observe_gradient),
+        Rule(GRADIENT, gates.gradient, gate=(GRADIENT,), observe=gates.observe_gradient),
     ),
+    ("tanh erf", Rule(UNSUPPORTED, gates.gradient, gate=(UNSUPPORTED, GRADIENT))),
     ("log_softmax", Rule(GRADIENT, gates.gradient, observe=gates.observe_gradient)),
 ]
 

@@ -14,7 +14,7 @@ from deconvviz.tape import Step, Value
 
 
 def factor_kind(step: Step, values: Sequence[Value]) -> str:
-    """A product with a sigmoid or softmax is gated; one with a parameter is a layer scale."""
+    """A product with a bounded factor (a sigmoid, a clamp) is gated; one with a parameter is a layer scale."""
     if len(step.inputs) == 2 and any(values[value].gate is not None for value in step.inputs):
         return GATE
     if any(isinstance(item, nn.Parameter) for item in step.arguments):
@@ -23,11 +23,11 @@ def factor_kind(step: Step, values: Sequence[Value]) -> str:
 
 
 def observe_product(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], run: Run) -> Any:
-    """Of two factors that depend on the input, one that comes from a sigmoid or softmax is the gate."""
-    gates = [k for k, value in enumerate(step.inputs) if values[value].gate is not None]
+    """Of two factors that depend on the input, a bounded one is the gate: a sigmoid or softmax before others."""
+    gates = [(gate.sure, k, gate.step) for k, value in enumerate(step.inputs) if (gate := values[value].gate)]
     if len(step.inputs) == 2 and gates:
-        step.gate = values[step.inputs[gates[-1]]].gate
-        step.kept = (gates[-1], inputs[gates[-1]].detach().clone())
+        _, k, step.gate = max(gates)
+        step.kept = (k, inputs[k].detach().clone())
     return run()
 
 

@@ -14,6 +14,7 @@ from deconvviz.tape import Step, Value
 def clamp_kind(step: Step, values: Sequence[Value]) -> str:
     """Clamping at zero from below rectifies; any other clamp has no rule."""
     low, high = {
+        "relu6": lambda: (0, 6),
         "hardtanh": lambda: (step.argument(1, "min_val", -1.0), step.argument(2, "max_val", 1.0)),
         "threshold": lambda: (step.argument(1, "threshold"), None),
     }.get(step.operation, lambda: (step.argument(1, "min"), step.argument(2, "max")))()

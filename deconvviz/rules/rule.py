@@ -41,8 +41,8 @@ class Rule:
     """From the signals at the step's outputs to those at its inputs."""
     boxed: Callable[[Step, Sequence[Boxed | None], Context], Sequence[Boxed | None] | None] | None = None
     """The same for signals that live in boxes; ``None`` where only the whole signals will do."""
-    gate: bool = False
-    """Whether what it puts out, multiplied by a map, is a gate."""
+    gate: tuple[str, ...] = ()
+    """The kinds of its steps whose output, multiplied by a map, is a gate."""
     keeps_gate: bool = False
     """Whether a gate that goes in comes out, reshaped or scaled."""
     listed: bool = True
