@@ -12,8 +12,8 @@ and where branches meet (add, concatenate), the union. Ceil mode and padding onl
 whose fields reach beyond the image: :meth:`Axis.pixels` clips them.
 
 After global pooling, squeeze-and-excite or a linear layer over positions a unit sees the whole image: its
-field is *global*, and :attr:`Axis.reason` says why. So does any operation that is not known here: a field is
-never too small.
+field is *global*, and :attr:`Axis.reason` says why. So it is after upsampling, a transposed convolution and any
+operation that is not known here: a field is never too small.
 
 >>> axis = Axis(image=224, size=43, jump=16, offset=-2, dim=2)      # ZFNet's pool2
 >>> axis.pixels(0), axis.pixels(5), axis.crop_size, axis.crop_start(5)
