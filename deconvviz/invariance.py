@@ -32,7 +32,7 @@ from torchvision.transforms.functional import affine
 from deconvviz.capture import require_module
 from deconvviz.errors import InvalidInput, TargetOutOfRange
 from deconvviz.features import features, layer_names
-from deconvviz.inputs import input_images
+from deconvviz.inputs import at_least_float32, input_images
 from deconvviz.layers import Layer
 from deconvviz.units import require
 
@@ -58,7 +58,8 @@ def rotation(images: Tensor, degrees: float) -> Tensor:
 
 
 def _moved(images: Tensor, angle: float = 0.0, shift: float = 0.0, factor: float = 1.0) -> Tensor:
-    return affine(images, angle, [0.0, shift], factor, [0.0, 0.0], InterpolationMode.BILINEAR)
+    exact = images.to(at_least_float32(images))  # places between pixels have too few bits in half precision
+    return affine(exact, angle, [0.0, shift], factor, [0.0, 0.0], InterpolationMode.BILINEAR).to(images.dtype)
 
 
 class _Sweep(NamedTuple):
@@ -88,7 +89,7 @@ class InvarianceCurves:
     """Of the amounts."""
     amounts: tuple[float, ...]
     distances: Mapping[str, Tensor]
-    """For each layer (N, A), in the unit of its features."""
+    """For each layer (N, A), in the unit of its features; all numbers are float32, or float64 as the model's."""
     norms: Mapping[str, Tensor]
     """For each layer ‖f(x)‖ (N,)."""
     probability: Tensor | None
@@ -147,17 +148,21 @@ def invariance(
                     f"at amount {amount:g} layer {name!r} gives shape {tuple(m.shape)}, at first {tuple(c.shape)}: "
                     "expected a transform that keeps the images' number and size"
                 )
-        distances.append([(m - c).flatten(1).norm(dim=1) for m, c in zip(moved, clean, strict=True)])
+        distances.append([_norm(m - c) for m, c in zip(moved, clean, strict=True)])
         if classes is not None:
-            probabilities.append(scores.softmax(1).gather(1, classes[:, None])[:, 0])
+            probabilities.append(scores.softmax(1, at_least_float32(scores)).gather(1, classes[:, None])[:, 0])
     return InvarianceCurves(
         transform if isinstance(transform, str) else getattr(transform, "__name__", "transform"),
         unit,
         tuple(steps),
         {name: torch.stack(d, 1) for name, d in zip(names, zip(*distances, strict=True), strict=True)},
-        {name: c.flatten(1).norm(dim=1) for name, c in zip(names, clean, strict=True)},
+        {name: _norm(c) for name, c in zip(names, clean, strict=True)},
         torch.stack(probabilities, 1) if probabilities else None,
     )
+
+
+def _norm(features: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(features.flatten(1), dim=1, dtype=at_least_float32(features))
 
 
 def _numbers(amounts: Any) -> list[float]:

@@ -196,3 +196,19 @@ def test_the_top_of_a_real_network_is_steadier_than_its_start(squeezenet, data) 
     curves = invariance(squeezenet, photographs, ["features.1", "classifier.3"], "translation", [8, 60])
     early, late = (curves.distances[layer][:, 0] / curves.distances[layer][:, 1] for layer in curves.distances)
     assert (early > late).all() and late.mean() < 0.75
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_float32_but_for_its_rounding(dtype) -> None:
+    """Pixels are moved in float32, and norms beyond what float16 holds are finite and drawn."""
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for move, amount in ((rotation, 15), (translation, 5), (scale, 1.2)):
+        torch.testing.assert_close(move(images, amount), move(images.float(), amount).to(dtype))
+    model = nn.Conv2d(3, 16, 3)
+    nn.init.constant_(model.weight, 100)
+    half = invariance(model.to(dtype), images, "", "rotation", [0, 15])
+    full = invariance(model.float(), images.float(), "", "rotation", [0, 15])
+    torch.testing.assert_close(half.distances[""], full.distances[""], rtol=0.02, atol=1)
+    torch.testing.assert_close(half.norms[""], full.norms[""], rtol=0.02, atol=1)
+    assert half.norms[""].min() > 65504
+    half.figure().draw_without_rendering()
