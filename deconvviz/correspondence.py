@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from deconvviz.capture import require_module
 from deconvviz.errors import InvalidInput
 from deconvviz.features import features, layer_names
-from deconvviz.inputs import input_images
+from deconvviz.inputs import input_pictures
 from deconvviz.layers import Layer
 from deconvviz.occlusion.fills import Fill, filled
 
@@ -106,7 +106,7 @@ def correspondence(
 
     Args:
         model: any module; it is left as it was found.
-        images: (N, C, H, W) with N >= 2, as the model takes them.
+        images: (N, C, H, W) with N >= 2, as the model takes them; of clips (N, C, T, H, W) a box hides all frames.
         boxes: for each part's name one box an image, (N, 4): y0, y1, x0, x1 in pixels, ends excluded.
         layers: dotted names, modules or calls, one or several.
         fill: what a box is filled with, see :func:`~deconvviz.occlusion.fills.filled`; 0 is the mean colour of
@@ -120,7 +120,7 @@ def correspondence(
         UnknownLayer, AmbiguousLayer, LayerNotRun: as their names say.
     """
     model = require_module(model)
-    images = input_images(images, model)
+    images = input_pictures(images, model)
     if not isinstance(boxes, Mapping) or not all(type(number) is int for number in (draws, seed)):
         raise InvalidInput(
             f"boxes is a {type(boxes).__name__}, draws {draws!r} and seed {seed!r}; expected a mapping from parts to "
@@ -158,7 +158,7 @@ def _compared(signs: Tensor) -> Tensor:
 def _occluded(images: Tensor, boxes: Tensor, cover: Tensor) -> Tensor:
     hidden = images.clone()
     for image, filling, (y0, y1, x0, x1) in zip(hidden, cover, boxes.tolist(), strict=True):
-        image[:, y0:y1, x0:x1] = filling[:, y0:y1, x0:x1]
+        image[..., y0:y1, x0:x1] = filling[..., y0:y1, x0:x1]
     return hidden
 
 

@@ -70,6 +70,18 @@ def input_images(inputs: Any, model: nn.Module) -> Tensor:
     return tensors[0]
 
 
+def input_pictures(inputs: Any, model: nn.Module) -> Tensor:
+    """``inputs`` as the one tensor (N, C, ..., H, W) that ``model`` takes.
+
+    Raises:
+        InvalidInput: it has no rows and columns, or as of :func:`input_images`.
+    """
+    images = input_images(inputs, model)
+    if images.dim() < 4:
+        raise InvalidInput(f"images have shape {tuple(images.shape)}; expected (N, C, H, W), or clips (N, C, T, H, W)")
+    return images
+
+
 def require_finite(tensor: Tensor) -> None:
     """Raise :class:`InvalidInput` if ``tensor`` holds NaN or infinite values."""
     bad = tensor.numel() - int(tensor.isfinite().sum())

@@ -32,7 +32,7 @@ from torchvision.transforms.functional import affine
 from deconvviz.capture import require_module
 from deconvviz.errors import InvalidInput, TargetOutOfRange
 from deconvviz.features import features, layer_names
-from deconvviz.inputs import at_least_float32, input_images
+from deconvviz.inputs import at_least_float32, input_images, input_pictures
 from deconvviz.layers import Layer
 from deconvviz.units import require
 
@@ -43,7 +43,7 @@ Transform = Callable[[Tensor, float], Tensor]
 
 
 def translation(images: Tensor, pixels: float) -> Tensor:
-    """Images (N, C, H, W) shifted down by ``pixels``, up if negative."""
+    """Images (N, C, ..., H, W) shifted down by ``pixels``, up if negative."""
     return _moved(images, shift=pixels)
 
 
@@ -59,7 +59,9 @@ def rotation(images: Tensor, degrees: float) -> Tensor:
 
 def _moved(images: Tensor, angle: float = 0.0, shift: float = 0.0, factor: float = 1.0) -> Tensor:
     exact = images.to(at_least_float32(images))  # places between pixels have too few bits in half precision
-    return affine(exact, angle, [0.0, shift], factor, [0.0, 0.0], InterpolationMode.BILINEAR).to(images.dtype)
+    planes = exact.flatten(1, -3)  # of clips each frame is moved alike
+    moved = affine(planes, angle, [0.0, shift], factor, [0.0, 0.0], InterpolationMode.BILINEAR)
+    return moved.view_as(images).to(images.dtype)
 
 
 class _Sweep(NamedTuple):
@@ -114,7 +116,7 @@ def invariance(
 
     Args:
         model: a classifier that puts out logits (N, K), or any module; it is left as it was found.
-        images: (N, C, H, W), as the model takes them.
+        images: (N, C, H, W), as the model takes them, or clips (N, C, T, H, W); signals (N, C, L) need a function.
         layers: dotted names, modules or calls, one or several.
         transform: ``"translation"`` (pixels, down), ``"scale"`` (a factor) or ``"rotation"`` (degrees), or a function
             of images and an amount.
@@ -133,6 +135,7 @@ def invariance(
         move, unit = transform, "amount"
     else:
         require("transform", transform, tuple(SWEEPS))
+        images = input_pictures(images, model)
         move, unit, default = SWEEPS[transform]
         amounts = default(images.shape[-2]) if amounts is None else amounts
     steps = _numbers(amounts)

@@ -186,3 +186,12 @@ def test_one_picture_and_an_unknown_row() -> None:
         correspondence(model, images[:1], {"eye": boxes["eye"][:1]}, ["3"])
     with pytest.raises(InvalidInput, match=r"no row \('nose', '3'\); expected \(part, layer\)"):
         correspondence(model, images, boxes, ["3"])["nose", "3"]
+
+
+def test_a_box_hides_its_part_in_every_frame_of_a_clip() -> None:
+    clips = torch.randn(2, 3, 4, 12, 16, generator=torch.Generator().manual_seed(0))
+    table = correspondence(nn.Flatten(), clips, {"corner": [(0, 3, 10, 16)] * 2}, [""])
+    assert table["corner", ""].moved.item() == pytest.approx(3 * 6 / (12 * 16))
+    assert table["random", ""].moved.max() < 0.25
+    with pytest.raises(InvalidInput, match=r"images have shape \(2, 3, 16\); expected \(N, C, H, W\), or clips"):
+        correspondence(nn.Flatten(), clips[:, :, 0, 0], {"start": [(0, 3, 0, 3)] * 2}, [""])

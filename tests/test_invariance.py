@@ -212,3 +212,14 @@ def test_half_precision_is_float32_but_for_its_rounding(dtype) -> None:
     torch.testing.assert_close(half.norms[""], full.norms[""], rtol=0.02, atol=1)
     assert half.norms[""].min() > 65504
     half.figure().draw_without_rendering()
+
+
+def test_frames_of_a_clip_move_alike_and_a_signal_needs_a_function() -> None:
+    clip = torch.rand(2, 3, 5, 12, 12, generator=torch.Generator().manual_seed(0))
+    frames = torch.stack([rotation(frame, 30) for frame in clip.unbind(2)], 2)
+    torch.testing.assert_close(rotation(clip, 30), frames)
+    assert invariance(nn.Conv3d(3, 4, 3), clip, "", "rotation", [0, 30]).distances[""].shape == (2, 2)
+    signal, model = torch.randn(3, 2, 40), nn.Conv1d(2, 4, 3)
+    with pytest.raises(InvalidInput, match=r"images have shape \(3, 2, 40\); expected \(N, C, H, W\)"):
+        invariance(model, signal, "", "translation")
+    assert invariance(model, signal, "", roll, [0, 5]).distances[""].shape == (3, 2)
