@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from deconvviz.capture import require_module
+from deconvviz.capture.reading import evaluating
 from deconvviz.errors import InvalidInput
 from deconvviz.features import features, layer_names
 from deconvviz.inputs import input_pictures
@@ -105,7 +106,7 @@ def correspondence(
     """Compare what occluding the same part does in different images, and what random boxes do.
 
     Args:
-        model: any module; it is left as it was found.
+        model: any module; it is run in eval mode and left as it was found.
         images: (N, C, H, W) with N >= 2, as the model takes them; of clips (N, C, T, H, W) a box hides all frames.
         boxes: for each part's name one box an image, (N, 4): y0, y1, x0, x1 in pixels, ends excluded.
         layers: dotted names, modules or calls, one or several.
@@ -133,16 +134,19 @@ def correspondence(
             f"more, none of them called {RANDOM!r}, and one draw or more"
         )
     names, cover = layer_names(model, layers), filled(images, fill).expand_as(images)
-    clean = features(model, images, names)
     drawn = _random_boxes(list(parts.values()), images, draws, seed)
     rows = []
-    for part, occlusions in [*((name, [box]) for name, box in parts.items()), (RANDOM, drawn)]:
-        differing: list[list[Tensor]] = [[] for _ in names]
-        for occlusion in occlusions:
-            occluded = features(model, _occluded(images, occlusion, cover), names)
-            for found, x, hidden in zip(differing, clean, occluded, strict=True):
-                found.append(_compared((x - hidden).flatten(1).sign().cpu()))
-        rows += [Consistency(part, name, *torch.cat(found, 1)) for name, found in zip(names, differing, strict=True)]
+    with evaluating(model):
+        clean = features(model, images, names)
+        for part, occlusions in [*((name, [box]) for name, box in parts.items()), (RANDOM, drawn)]:
+            differing: list[list[Tensor]] = [[] for _ in names]
+            for occlusion in occlusions:
+                occluded = features(model, _occluded(images, occlusion, cover), names)
+                for found, x, hidden in zip(differing, clean, occluded, strict=True):
+                    found.append(_compared((x - hidden).flatten(1).sign().cpu()))
+            rows += [
+                Consistency(part, name, *torch.cat(found, 1)) for name, found in zip(names, differing, strict=True)
+            ]
     return Correspondence(tuple(rows))
 
 

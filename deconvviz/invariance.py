@@ -30,6 +30,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import affine
 
 from deconvviz.capture import require_module
+from deconvviz.capture.reading import evaluating
 from deconvviz.errors import InvalidInput, TargetOutOfRange
 from deconvviz.features import features, layer_names
 from deconvviz.inputs import at_least_float32, input_images, input_pictures
@@ -115,7 +116,8 @@ def invariance(
     """Follow the features of images under a transform.
 
     Args:
-        model: a classifier that puts out logits (N, K), or any module; it is left as it was found.
+        model: a classifier that puts out logits (N, K), or any module; it is run in eval mode and left as it
+            was found.
         images: (N, C, H, W), as the model takes them, or clips (N, C, T, H, W); signals (N, C, L) need a function.
         layers: dotted names, modules or calls, one or several.
         transform: ``"translation"`` (pixels, down), ``"scale"`` (a factor) or ``"rotation"`` (degrees), or a function
@@ -140,20 +142,21 @@ def invariance(
         amounts = default(images.shape[-2]) if amounts is None else amounts
     steps = _numbers(amounts)
     names = layer_names(model, layers)
-    *clean, scores = features(model, images, [*names, ""])
-    classes = _classes(scores, targets)
-    distances, probabilities = [], []
-    for amount in steps:
-        *moved, scores = features(model, _transformed(move, images, amount), [*names, ""])
-        for name, m, c in zip(names, moved, clean, strict=True):
-            if m.shape != c.shape:
-                raise InvalidInput(
-                    f"at amount {amount:g} layer {name!r} gives shape {tuple(m.shape)}, at first {tuple(c.shape)}: "
-                    "expected a transform that keeps the images' number and size"
-                )
-        distances.append([_norm(m - c) for m, c in zip(moved, clean, strict=True)])
-        if classes is not None:
-            probabilities.append(scores.softmax(1, at_least_float32(scores)).gather(1, classes[:, None])[:, 0])
+    with evaluating(model):
+        *clean, scores = features(model, images, [*names, ""])
+        classes = _classes(scores, targets)
+        distances, probabilities = [], []
+        for amount in steps:
+            *moved, scores = features(model, _transformed(move, images, amount), [*names, ""])
+            for name, m, c in zip(names, moved, clean, strict=True):
+                if m.shape != c.shape:
+                    raise InvalidInput(
+                        f"at amount {amount:g} layer {name!r} gives shape {tuple(m.shape)}, at first {tuple(c.shape)}: "
+                        "expected a transform that keeps the images' number and size"
+                    )
+            distances.append([_norm(m - c) for m, c in zip(moved, clean, strict=True)])
+            if classes is not None:
+                probabilities.append(scores.softmax(1, at_least_float32(scores)).gather(1, classes[:, None])[:, 0])
     return InvarianceCurves(
         transform if isinstance(transform, str) else getattr(transform, "__name__", "transform"),
         unit,

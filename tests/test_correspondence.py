@@ -195,3 +195,10 @@ def test_a_box_hides_its_part_in_every_frame_of_a_clip() -> None:
     assert table["random", ""].moved.max() < 0.25
     with pytest.raises(InvalidInput, match=r"images have shape \(2, 3, 16\); expected \(N, C, H, W\), or clips"):
         correspondence(nn.Flatten(), clips[:, :, 0, 0], {"start": [(0, 3, 0, 3)] * 2}, [""])
+
+
+def test_a_model_in_train_mode_is_judged_in_eval_mode() -> None:
+    model, images, boxes = planted()
+    model.append(nn.BatchNorm1d(40)).append(nn.Dropout())
+    expected, found = (str(correspondence(model.train(mode), images, boxes, ["5"])) for mode in (False, True))
+    assert found == expected and all(m.training for m in model.modules())

@@ -223,3 +223,10 @@ def test_frames_of_a_clip_move_alike_and_a_signal_needs_a_function() -> None:
     with pytest.raises(InvalidInput, match=r"images have shape \(3, 2, 40\); expected \(N, C, H, W\)"):
         invariance(model, signal, "", "translation")
     assert invariance(model, signal, "", roll, [0, 5]).distances[""].shape == (3, 2)
+
+
+def test_a_model_in_train_mode_is_judged_in_eval_mode(images) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout()).double()
+    expected = invariance(model.eval(), images, ["3"], "rotation", [90])
+    found = invariance(model.train(), images, ["3"], "rotation", [90])
+    assert torch.equal(found.distances["3"], expected.distances["3"]) and all(m.training for m in model.modules())
