@@ -31,10 +31,10 @@ from torch import Tensor, nn
 from deconvviz.capture import require_module, watch
 from deconvviz.capture.reading import evaluating
 from deconvviz.errors import InvalidInput, TargetOutOfRange
-from deconvviz.inputs import input_images
+from deconvviz.inputs import at_least_float32, input_images
 from deconvviz.layers import Layer, find_call, locate, only_output
 from deconvviz.tape import Tape
-from deconvviz.units import integer
+from deconvviz.units import integer, totals
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -117,15 +117,16 @@ def evidence(model: nn.Module, image: Tensor, layer: Layer, target: int | None =
     if maps.dim() < 2 or len(maps) != BATCH:
         raise InvalidInput(f"layer {name!r} gives shape {tuple(maps.shape)}; expected feature maps (N, C, ...)")
     address = name if number is None else f"{name}#{number}"
-    activation = maps[0].flatten(1).sum(1) if maps.dim() > 2 else maps[0]
     score = _scores(tape, place, output, maps)[0, chosen]
     effect = score - _ablated(tape, place, output, maps, chosen)
-    return Evidence(address, chosen, float(score), activation, effect, _weight(tape, place, output, maps, chosen))
+    weight = _weight(tape, place, output, maps, chosen)
+    return Evidence(address, chosen, float(score), totals(maps[:1])[0], effect, weight)
 
 
 def _scores(tape: Tape, place: int, output: int, maps: Tensor, gradient: bool = False) -> Tensor:
     """The scores (N, K) that the pass would have given had the layer put out ``maps``."""
-    return tape.replay_all([output], given={place: maps}, gradient=gradient)[output]
+    scores = tape.replay_all([output], given={place: maps}, gradient=gradient)[output]
+    return scores.to(at_least_float32(scores))
 
 
 def _ablated(tape: Tape, place: int, output: int, maps: Tensor, target: int) -> Tensor:
@@ -146,4 +147,4 @@ def _weight(tape: Tape, place: int, output: int, maps: Tensor, target: int) -> T
         leaf = maps.detach().clone().requires_grad_()
         score = _scores(tape, place, output, leaf, gradient=True)[0, target]
         (gradient,) = torch.autograd.grad(score, leaf)
-    return gradient[0].flatten(1).sum(1) if maps.dim() > 2 else gradient[0]
+    return totals(gradient[:1])[0]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from deconvviz.boxes import Boxed
 from deconvviz.errors import FeatureMapOutOfRange, InvalidInput, PositionOutOfRange
+from deconvviz.inputs import at_least_float32
 
 FeatureMaps = int | Sequence[int] | slice | Literal["strongest"] | None
 Position = Literal["max", "all"] | tuple[int, ...] | Tensor
@@ -37,8 +38,12 @@ def integer(item: Any) -> int:
 
 def strongest(activation: Tensor, k: int) -> Tensor:
     """The ``k`` maps (N, k) of the largest total activation in each image, largest first."""
-    totals = activation.flatten(2).sum(-1) if activation.dim() > 2 else activation
-    return totals.topk(k, dim=1).indices
+    return totals(activation).topk(k, dim=1).indices
+
+
+def totals(activation: Tensor) -> Tensor:
+    """Each feature map's total activation (N, C), in float32 at least."""
+    return activation[:, :, None].flatten(2).sum(-1, dtype=at_least_float32(activation))
 
 
 def feature_maps(activation: Tensor, fmap: FeatureMaps) -> tuple[bool, Tensor]:

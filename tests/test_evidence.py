@@ -8,6 +8,7 @@ from conftest import build
 from torch import Tensor, nn
 from trained_like import pictures, trained_like
 
+from deconvviz import Deconvnet
 from deconvviz.errors import InvalidInput, LayerNotRun, TargetOutOfRange, UnknownLayer
 from deconvviz.evidence import evidence
 
@@ -156,3 +157,17 @@ def test_a_real_network_weighs_all_its_maps(squeezenet, data) -> None:
     found = evidence(squeezenet, to_input(load_picture(paths[281]))[None], "features.12", 281)
     assert found.effect.max() > 0 > found.effect.min()
     assert found.score == pytest.approx(squeezenet(to_input(load_picture(paths[281]))[None])[0, 281].item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_totals_beyond_half_precision(image, dtype) -> None:
+    """The total of map 2 is above 65504, where float16 ends; so is that of map 7, a larger one."""
+    model = linear_head().float()
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].bias.zero_()
+        model[0].bias[[2, 7]] = torch.tensor([1024.0, 1536.0])
+    found = evidence(model.to(dtype), image.to(dtype), "1", 0)
+    assert found.activation[[2, 7]].tolist() == [1024 * 100, 1536 * 100] and found.strongest == 7
+    assert Deconvnet(model).strongest("1", inputs=image.to(dtype)).item() == 7
+    found.figure().draw_without_rendering()
