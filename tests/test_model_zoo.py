@@ -64,11 +64,11 @@ def test_random_weights_are_seeded_named_as_such_and_leave_the_seed_alone():
     assert (first.learned, first.categories) == (False, None)
 
 
-@pytest.mark.parametrize("wrap", ["{}", "state_dict", "model", "module."])
+@pytest.mark.parametrize("wrap", ["{}", "state_dict", "model_state_dict", "model", "module.", "_orig_mod.", "model."])
 def test_a_state_dict_is_found_in_its_wrapping(tmp_path, wrap):
     state = build(NAME, seed=1).state_dict()
-    prefixed = {f"module.{key}": tensor for key, tensor in state.items()}
-    content = {"{}": state, "module.": prefixed}.get(wrap, {wrap: prefixed, "epoch": 3})
+    prefixed = {f"{wrap if wrap.endswith('.') else 'module.'}{key}": tensor for key, tensor in state.items()}
+    content = state if wrap == "{}" else prefixed if wrap.endswith(".") else {wrap: prefixed, "epoch": 3}
     loaded = load_model(NAME, saved(tmp_path, content))
     assert all(torch.equal(tensor, state[key]) for key, tensor in loaded.model.state_dict().items())
     assert loaded.learned
@@ -78,6 +78,14 @@ def test_a_state_dict_is_found_in_its_wrapping(tmp_path, wrap):
 def test_only_a_prefix_of_all_names_is_stripped(tmp_path):
     model = torch.nn.ModuleDict({"module": torch.nn.Linear(2, 2), "head": torch.nn.Linear(2, 2)})
     load_weights(model, tmp_path / saved(tmp_path, model.state_dict()))
+    wrapped = torch.nn.ModuleDict({"module": torch.nn.Linear(2, 2)})  # whose own names begin so
+    load_weights(wrapped, tmp_path / saved(tmp_path, wrapped.state_dict()))
+
+
+def test_a_number_has_no_classes(tmp_path):
+    model = torch.nn.PReLU()
+    with pytest.raises(WeightsError, match=r"another shape: weight \(\), not \(1,\)"):
+        load_weights(model, tmp_path / saved(tmp_path, {"weight": torch.tensor(0.25)}))
 
 
 def altered(**changes):

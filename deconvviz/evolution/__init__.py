@@ -146,8 +146,8 @@ class FeatureEvolution:
 
         Args:
             model: of the checkpoints' kind; its own weights stay.
-            checkpoints: from the epoch to a state dict or its file (alone, or under ``"state_dict"`` or
-                ``"model"``), read without running code.
+            checkpoints: from the epoch to a state dict or its file, read without running code: alone or under
+                ``"state_dict"``, ``"model_state_dict"`` or ``"model"``, with or without a prefix such as ``"module."``.
 
         Raises:
             InvalidInput: no checkpoints, or not such a mapping.

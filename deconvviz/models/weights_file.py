@@ -1,12 +1,14 @@
 """Weights from a file into a model, safely, or a clear word on how they differ.
 
 A file is read with ``weights_only=True``: it can hold tensors and no code. It is a state dict, alone or under
-``"state_dict"`` or ``"model"``, with or without ``DataParallel``'s ``"module."`` before every name.
+``"state_dict"``, ``"model_state_dict"`` or ``"model"``. A prefix of every name that the model's own names lack is left
+out: ``DataParallel``'s ``"module."``, ``torch.compile``'s ``"_orig_mod."``, ``"model."`` of a Lightning module.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,8 @@ def load_state(model: nn.Module, given: Any, name: str) -> None:
     Raises:
         WeightsError: it is no state dict, or does not fit the model.
     """
-    state, own = _state_dict(given, name), model.state_dict()
+    own = model.state_dict()
+    state = _without_prefix(_state_dict(given, name), own)
     optional = (*TRAINING_HEADS, "aux_classifier.")
     missing = [key for key in own if key not in state and not key.startswith(TRAINING_HEADS)]
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]  # old files lack it
@@ -46,7 +49,7 @@ def load_state(model: nn.Module, given: Any, name: str) -> None:
     }
     if reshaped and not missing and not unexpected and len(reshaped) <= 2:  # weight and bias of a head
         (theirs, ours), *_ = reshaped.values()
-        if theirs[1:] == ours[1:]:
+        if theirs and ours and theirs[1:] == ours[1:]:
             raise WeightsError(
                 f"{name} has {theirs[0]} classes, the model {ours[0]} ({', '.join(reshaped)}): "
                 f"give --model module:factory with a factory that builds the model for {theirs[0]} classes"
@@ -75,12 +78,22 @@ def _read(path: Path) -> Any:
 
 def _state_dict(given: Any, name: str) -> dict[str, Tensor]:
     """The state dict in what a file holds, in any of its usual wrappings."""
-    for wrapping in ("state_dict", "model"):
+    for wrapping in ("state_dict", "model_state_dict", "model"):
         given = given[wrapping] if isinstance(given, dict) and wrapping in given else given
     if not isinstance(given, dict) or not given or not all(isinstance(t, Tensor) for t in given.values()):
         raise WeightsError(f"{name} holds no state dict: save the weights with torch.save(model.state_dict(), path)")
-    prefix = "module." if all(str(key).startswith("module.") for key in given) else ""
-    return {str(key).removeprefix(prefix): tensor for key, tensor in given.items()}
+    return {str(key): tensor for key, tensor in given.items()}
+
+
+def _without_prefix(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """With the names that the model's own ones know, if what all of ``state`` begin with keeps them apart."""
+    shorter = state
+    while not shorter.keys() & own.keys():
+        prefix = next(iter(shorter)).partition(".")[0] + "."
+        if not all(key.startswith(prefix) for key in shorter):
+            return state
+        shorter = {key.removeprefix(prefix): tensor for key, tensor in shorter.items()}
+    return shorter
 
 
 def _first(keys: list[str]) -> str:
