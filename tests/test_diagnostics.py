@@ -10,6 +10,7 @@ import pytest
 import torch
 import torchvision
 from conftest import build
+from matplotlib.colors import to_hex
 from PIL import Image
 from torch import Tensor, nn
 from trained_like import as_if_trained, pictures
@@ -200,7 +201,7 @@ def test_a_layer_without_weights() -> None:
     nn.init.zeros_(model[0].weight)
     layer = diagnose(model)["0"]
     assert layer.flagged("dead") == [0, 1, 2, 3] and layer.folded is None
-    assert len(layer.figure().axes) >= 4
+    assert len(layer.figure().axes[0].images) == 4
 
 
 @pytest.mark.parametrize("name", ["googlenet", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
@@ -221,8 +222,13 @@ def test_the_figure_frames_flagged_filters() -> None:
         model[0].weight[3] = 1
         model[0].weight[6] = 0
     figure = diagnose(model).figure()
-    framed = {axes.get_title(): axes.spines["left"].get_edgecolor() for axes in figure.axes if axes.get_title()}
-    assert set(framed) == {"3", "6"}
+    (axes,) = figure.axes
+    assert len(axes.images) == 12
+    assert [text.get_text() for text in axes.texts] == ["3", "6"]
+    assert [to_hex(patch.get_edgecolor()) for patch in axes.patches] == [to_hex(COLOURS[f]) for f in ("grey", "dead")]
+    for patch, number in zip(axes.patches, (3, 6), strict=True):
+        left, right, bottom, top = axes.images[number].get_extent()
+        assert patch.get_bbox().extents.tolist() == pytest.approx([left, top, right, bottom])
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["dead: 1", "grey: 1"]
     assert tuple(COLOURS) == FLAGS
     figure.draw_without_rendering()

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 
 from deconvviz.images import display_scale, displayable
 
@@ -20,7 +20,8 @@ COLOURS = {
     "duplicate": "tab:blue",
     "high-frequency": "tab:purple",
 }
-CELL_INCHES = 0.5
+CELL_INCHES, KERNEL = 0.5, 0.75
+"""A cell, and the share of it that a kernel's longer side takes."""
 
 
 def mosaic(layer: LayerDiagnosis) -> Figure:
@@ -31,17 +32,18 @@ def mosaic(layer: LayerDiagnosis) -> Figure:
     columns = math.ceil(math.sqrt(1.5 * len(layer.filters)))
     rows = math.ceil(len(layer.filters) / columns)
     figure = Figure(figsize=(max(4.0, CELL_INCHES * columns), CELL_INCHES * rows + 1), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
+    axes = figure.subplots()  # one for all: a layout of hundreds takes minutes
     scale = display_scale(layer.weights) or None
-    for axes in grid.flat:
-        axes.set(xticks=[], yticks=[], frame_on=False)
-    for axes, found, kernel in zip(grid.flat, layer.filters, layer.weights, strict=False):
-        axes.imshow(displayable(kernel, scale), interpolation="nearest")
+    half_height, half_width = (KERNEL / 2 * side / max(layer.kernel) for side in layer.kernel)
+    for i, (found, kernel) in enumerate(zip(layer.filters, layer.weights, strict=True)):
+        y, x = i // columns + 0.5, i % columns + 0.5
+        left, right, top, bottom = x - half_width, x + half_width, y - half_height, y + half_height
+        axes.imshow(displayable(kernel, scale), extent=(left, right, bottom, top), interpolation="nearest")
         if found.flags:
-            axes.set_frame_on(True)
-            axes.set_title(str(found.number), fontsize=6, pad=1)
-            for spine in axes.spines.values():
-                spine.set(color=COLOURS[found.flags[0]], linewidth=2.5)
+            axes.text(x, top - 0.05, str(found.number), fontsize=6, ha="center", va="bottom")
+            corner, colour = (left, top), COLOURS[found.flags[0]]
+            axes.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, edgecolor=colour, linewidth=2.5))
+    axes.set(xticks=[], yticks=[], frame_on=False, xlim=(0, columns), ylim=(rows, -0.1))
     figure.suptitle(f"{layer.layer}: {len(layer.filters)} kernels", fontsize=9, parse_math=False)
     counts = {flag: sum(flag in found.flags for found in layer.filters) for flag in COLOURS}
     frames = [
