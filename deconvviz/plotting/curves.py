@@ -25,7 +25,8 @@ def invariance_curves(curves: InvarianceCurves, labels: Sequence[str] | None = N
     figure = Figure(figsize=(3.2 * max(1, len(plots)), 2.8), layout="constrained")
     grid = figure.subplots(1, max(1, len(plots)), squeeze=False)[0]
     for axes, (title, values) in zip(grid, plots.items(), strict=False):
-        lines = axes.plot(curves.amounts, values.detach().cpu().T, linewidth=1.3)
+        marker = "o" if len(curves.amounts) == 1 else None  # a line through one point is not seen
+        lines = axes.plot(curves.amounts, values.detach().cpu().T, linewidth=1.3, marker=marker)
         axes.set_title(title, fontsize=9, parse_math=False)
         axes.set_xlabel(f"{curves.transform}, {curves.unit}", fontsize=8, parse_math=False)
         axes.tick_params(labelsize=7)
