@@ -208,4 +208,4 @@ def _classes(scores: Tensor, targets: Sequence[int] | Tensor | None) -> Tensor |
             f"targets is {targets!r}, for scores of shape {tuple(scores.shape)}; expected one class for each of the "
             f"{len(scores)} images, from 0 to {count - 1}"
         )
-    return classes
+    return classes.long()

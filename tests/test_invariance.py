@@ -114,6 +114,8 @@ def test_targets_choose_the_probability(images) -> None:
     curves = invariance(model, images, ["0"], roll, [0], targets=[4, 0, 2])
     expected = model(images).softmax(1)[torch.arange(3), [4, 0, 2]].detach()
     torch.testing.assert_close(curves.probability[:, 0], expected)
+    labels = torch.tensor([4, 0, 2], dtype=torch.uint8)  # as image data sets keep them
+    assert torch.equal(invariance(model, images, ["0"], roll, [0], targets=labels).probability, curves.probability)
 
 
 def test_calls_of_a_reused_module_and_the_model_as_found(images) -> None:
@@ -230,3 +232,8 @@ def test_a_model_in_train_mode_is_judged_in_eval_mode(images) -> None:
     expected = invariance(model.eval(), images, ["3"], "rotation", [90])
     found = invariance(model.train(), images, ["3"], "rotation", [90])
     assert torch.equal(found.distances["3"], expected.distances["3"]) and all(m.training for m in model.modules())
+
+
+def test_a_single_amount_is_seen_in_the_figure(images) -> None:
+    figure = invariance(periodic(), images, ["1"], "rotation", [90]).figure()
+    assert all(line.get_marker() == "o" for axes in figure.axes for line in axes.lines)
