@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -398,6 +399,15 @@ def test_all_maps_of_one_layer():
     seen = FeatureEvolution("5", None, images(), (0,))
     seen(net(), 0)
     assert seen.result.fmaps("5") == tuple(range(8))
+
+
+def test_the_table_stays_in_line_for_long_names():
+    name = "features_of_the_second_block"
+    model = nn.Sequential(OrderedDict([(name, nn.Conv2d(3, 2, 3)), ("r", nn.ReLU())]))
+    seen = FeatureEvolution([name, "r"], None, images(), (0,))
+    seen(model, 0)
+    head, *rows = str(seen.result).splitlines()
+    assert [row.index("not yet") for row in rows] == [head.index("settled")] * 2
 
 
 def test_errors_say_what_to_do(tmp_path):

@@ -196,12 +196,13 @@ class Evolution:
             ) from error
 
     def __str__(self) -> str:
-        lines = [f"{'layer':24} settled  jumps at epoch {' '.join(f'{epoch:>4}' for epoch in self.epochs[1:])}"]
+        width = max(len("layer"), *map(len, self.layers))
+        lines = [f"{'layer':<{width}} settled  jumps at epoch {' '.join(f'{epoch:>4}' for epoch in self.epochs[1:])}"]
         for layer in self.layers:
             settled = self.settled(layer)
             shares = self.jumps(layer)[1:].float().mean(1).tolist()
             when = "not yet" if settled is None else str(settled)
-            lines.append(f"{layer:24} {when:>7}  {'':14} {' '.join(f'{share:>4.0%}' for share in shares)}")
+            lines.append(f"{layer:<{width}} {when:>7}  {'':14} {' '.join(f'{share:>4.0%}' for share in shares)}")
         return "\n".join(lines)
 
     def _of(self, look: Look, layer: str) -> tuple[FeatureMap, ...]:
