@@ -239,6 +239,13 @@ def test_the_wall_loads_its_sheets_as_it_scrolls(browser, page):
     assert ask("document.querySelectorAll('#tiles .dead').length") == 1
 
 
+def test_one_of_a_kind_is_counted_as_one(browser, page):
+    ask = opened(browser, page, "#relu")
+    assert "12 images, 1 dead map. " in ask("document.getElementById('wall-facts').textContent")
+    browser.find_element("id", "search").send_keys("64")
+    assert ask("document.getElementById('status').textContent") == "1 map of relu"
+
+
 def test_search_sorting_and_keys(browser, page):
     ask = opened(browser, page, "#relu")
     search = browser.find_element("id", "search")

@@ -22,6 +22,8 @@ function drawing(tag, attributes = {}, ...children) {
   return node;
 }
 
+const counted = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
+
 const address = (layer, map) =>
   "#" + encodeURIComponent(settings.layers[layer].name) + (map === undefined ? "" : "/" + map);
 
@@ -101,14 +103,14 @@ function tile(layer, data, map) {
 function drawWall(layer, data) {
   const about = settings.layers[layer], search = byId("search").value.trim();
   byId("wall-name").textContent = about.name;
-  byId("wall-facts").textContent = `${about.maps} maps of ${about.space.join(" × ") || "one cell"}; a unit sees ` +
-    `${about.field}; ${about.seen} images, ${about.dead} dead maps. Below a tile: its number, and the share of ` +
-    "images that activate it.";
+  byId("wall-facts").textContent = `${counted(about.maps, "map")} of ${about.space.join(" × ") || "one cell"}; ` +
+    `a unit sees ${about.field}; ${counted(about.seen, "image")}, ${counted(about.dead, "dead map")}. Below a tile: ` +
+    "its number, and the share of images that activate it.";
   const maps = [...Array(about.maps).keys()].filter((map) => String(map).startsWith(search));
   maps.sort(orders[byId("sort").value](data));
   seen.disconnect();
   byId("tiles").replaceChildren(...maps.map((map) => tile(layer, data, map)));
-  byId("status").textContent = `${maps.length} maps of ${about.name}`;
+  byId("status").textContent = `${counted(maps.length, "map")} of ${about.name}`;
 }
 
 /* ── one map ──────────────────────────────────────────────────────────────────────────────────────────── */
@@ -142,7 +144,7 @@ function histogram(counts) {
   const width = 700, height = 140, step = width / counts.length, top = Math.max(...counts, 1);
   const bars = counts.map((count, i) => drawing("rect", { x: i * step + 1, width: step - 2,
     y: height - 20 - (count / top) * (height - 40), height: (count / top) * (height - 40) },
-    drawing("title", {}, `${count} images`)));
+    drawing("title", {}, counted(count, "image"))));
   const ticks = settings.edges.map((edge, i) => [edge, i]).filter(([, i]) => i % 8 === 4).map(([edge, i]) =>
     drawing("text", { x: (i + 1) * step, y: height - 4, "text-anchor": "middle" }, String(Number(edge.toPrecision(2)))));
   const label = drawing("text", { x: 0, y: 12 }, `images by their strongest activation of the map (most in a bar: ${top})`);
@@ -163,9 +165,9 @@ function drawMap(layer, data, map) {
   byId("back").href = address(layer);
   byId("map-name").textContent = `${about.name}, map ${map}`;
   byId("map-facts").textContent = data.active[map]
-    ? `Fires in ${(100 * data.active[map]).toFixed(1)}% of ${about.seen} images, at most ${first}, on average ` +
+    ? `Fires in ${(100 * data.active[map]).toFixed(1)}% of ${counted(about.seen, "image")}, at most ${first}, on average ` +
       `${data.mean[map]}. A unit sees ${about.field}.`
-    : `Dead: none of ${about.seen} images activates it, so what follows shows nothing.`;
+    : `Dead: none of ${counted(about.seen, "image")} activates it, so what follows shows nothing.`;
   link(byId("previous"), layer, map - 1, `← map ${map - 1}`);
   link(byId("next"), layer, map + 1, `map ${map + 1} →`);
   byId("mosaics").replaceChildren(
@@ -223,7 +225,7 @@ function redraw() {
 
 byId("layers").append(...settings.layers.map((about, layer) => element("li", {},
   element("a", { href: address(layer) }, about.name, element("small", {
-    textContent: `${about.maps} maps of ${about.space.join(" × ") || "one cell"}; sees ${about.field}` })))));
+    textContent: `${counted(about.maps, "map")} of ${about.space.join(" × ") || "one cell"}; sees ${about.field}` })))));
 byId("tools").addEventListener("submit", (event) => {
   event.preventDefault();
   const map = byId("search").value.trim(), { layer } = place();
