@@ -181,6 +181,15 @@ def test_a_factory_of_the_current_folder(factory, tmp_path):
     assert loaded.learned
 
 
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_factory_of_a_file(factory, tmp_path, monkeypatch, absolute):
+    factory("from torch import nn\ndef tiny(): return nn.Conv2d(3, 4, 3)\n")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    file = tmp_path / "nets.py" if absolute else "../nets.py"
+    assert load_model(f"{file}:tiny").model.out_channels == 4
+
+
 @pytest.mark.parametrize(
     ("code", "message"),
     [

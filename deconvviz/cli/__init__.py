@@ -162,7 +162,7 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
 
 def _loading_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", required=True, metavar="NAME", help="of torchvision, or module:factory")
+    add("--model", required=True, metavar="NAME", help="of torchvision, module:factory or file.py:factory")
     add("--weights", metavar="W", help="DEFAULT or another of torchvision's, or a state dict's FILE")
     add("--size", type=_pixel_count, metavar="PIXELS", help="side of the input; default: the model's own")
     add("--resize", type=_pixel_count, metavar="PIXELS", help="short side before the crop")

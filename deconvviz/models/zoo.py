@@ -68,7 +68,7 @@ def load_model(name: str, weights: str | None = None) -> LoadedModel:
 
     Args:
         name: one of ``torchvision.models.list_models()``, or ``module:factory``, where ``factory()`` gives an
-            ``nn.Module`` and ``module`` is imported with the current folder on the path.
+            ``nn.Module`` and ``module`` is a Python file, or imported with the current folder on the path.
         weights: ``"DEFAULT"`` or another of torchvision's names, downloaded by torchvision; or the path of a
             state dict; ``None`` for seeded random weights.
 
@@ -129,9 +129,12 @@ def _build(name: str, weights: Any = None, ported: bool = False) -> nn.Module:
 
 def _from_factory(name: str) -> nn.Module:
     """Import ``module``, call ``factory()``; what goes wrong in them is told with file and line."""
-    module_name, _, factory_name = name.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    module_name, _, factory_name = name.rpartition(":")
+    folder = Path.cwd()
+    if module_name.endswith(".py"):
+        folder, module_name = Path(module_name).resolve().parent, Path(module_name).stem
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
     try:
         factory: Any = importlib.import_module(module_name)
         for part in factory_name.split("."):
