@@ -13,6 +13,7 @@ import torch
 from conftest import build
 from PIL import Image
 
+import deconvviz
 from deconvviz.cli import commands, main
 from deconvviz.images import displayable, to_input
 
@@ -358,3 +359,9 @@ def test_help_is_no_mistake(arguments, capsys):
     out, err = capsys.readouterr()
     assert (end.value.code, err) == (0, "")
     assert out.startswith("usage: deconvviz")
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as end:
+        run("--version")
+    assert (end.value.code, capsys.readouterr().out) == (0, f"deconvviz {deconvviz.__version__}\n")

@@ -17,6 +17,7 @@ from typing import NoReturn
 
 import torch
 
+from deconvviz import __version__
 from deconvviz.cli.commands import check, demo, filters, layers, project, say
 from deconvviz.cli.grid import explore, grid
 from deconvviz.cli.occlude import occlude
@@ -60,6 +61,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="deconvviz", description="See what a CNN has learned.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, (run, summary, add_options) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary)
