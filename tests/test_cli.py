@@ -26,6 +26,9 @@ def tiny():
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 8, 3))
 
+def small():
+    return nn.Sequential(tiny(), nn.Flatten(), nn.Linear(8 * 13 * 13, 10))
+
 class Twice(nn.Module):
     def __init__(self):
         super().__init__()
@@ -220,6 +223,11 @@ MISTAKES = {
     "quality": (["explore", "photos", *TINY, "--layers", "3", "--quality", "500", "--out", "o"], "expected 1 to 95"),
     "no pixels": (["check", *TINY, "--size", "0"], "'0'; expected 1 pixel or more"),
     "too small an input": (["layers", "--model", "nets:tiny", "--size", "2"], "(1, 3, 2, 2)"),
+    "the size left out": (["layers", "--model", "nets:small"], "; --size gives it images of another size"),
+    "the size left out of project": (
+        ["project", "a.png", "--model", "nets:small", "--out", "o.png", "--layer", "0", "--fmap", "1"],
+        "; --size gives it images of another size",
+    ),
     "a model of two pictures": (["layers", "--model", "raft_small", "--size", "64"], "image2"),
     "a clip is needed": (
         ["project", "a.png", "--model", "r3d_18", "--out", "o.png", *UNIT],

@@ -18,7 +18,7 @@ from deconvviz.comparison import compare, shuffled_weights
 from deconvviz.deconvnet import Deconvnet
 from deconvviz.demo import run_demo
 from deconvviz.diagnostics import diagnose
-from deconvviz.errors import DeconvvizError, InvalidInput
+from deconvviz.errors import DeconvvizError, InvalidInput, OperationFailed
 from deconvviz.images import (
     PICTURE_SUFFIXES,
     display_scale,
@@ -178,11 +178,13 @@ def _on_noise(arguments: argparse.Namespace) -> tuple[nn.Module, Tensor]:
 @contextmanager
 def forward_pass(image: Tensor) -> Iterator[None]:
     """Tell what the model's own code raises as what it is: this input does not suit it."""
+    remedy = "--size gives it images of another size"
     try:
         yield
+    except OperationFailed as error:
+        raise InvalidInput(f"{error}; {remedy}") from error
     except DeconvvizError:
         raise
     except Exception as error:
-        raise InvalidInput(
-            f"the model failed on an input of shape {tuple(image.shape)} with {type(error).__name__}: {error}"
-        ) from error
+        failed = f"the model failed on an input of shape {tuple(image.shape)}"
+        raise InvalidInput(f"{failed} with {type(error).__name__}: {error}; {remedy}") from error
