@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     layer, transform = grid[options.layer], loaded.transform
     print(f"{layer.name}: {len(layer)} maps, {len(layer.dead)} of them dead on these pictures")
     figure = layer.figure(random=options.random, seed=options.seed, mean=transform.mean, std=transform.std)
-    save_figure(figure, options.out)
+    save_figure(figure, options.out, dpi=200)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ def test_maps_can_be_chosen():
     assert run("grid", "photos", *OPTIONS, "--out", "one", "--maps", 2) == 0
     assert run("grid", "photos", *OPTIONS, "--out", "random", "--random", 1) == 0
     widths = {name: Image.open(f"{name}/0-1.png").width for name in ("all", "one", "random")}
+    assert widths["one"] >= 2 * 3 * 96  # no cell of the mosaics is drawn smaller than it is
     assert widths["all"] > 3 * widths["one"] and widths["random"] == widths["one"]
 
 

@@ -32,7 +32,7 @@ def grid(arguments: argparse.Namespace) -> int:
                 maps, random = arguments.maps, None if arguments.maps else arguments.random
                 mean, std = loaded.transform.mean, loaded.transform.std
                 path = arguments.out / f"{number}-{_file_name(layer.name)}.png"
-                save_figure(layer.figure(maps, random, mean=mean, std=std), path)
+                save_figure(layer.figure(maps, random, mean=mean, std=std), path, dpi=200)
                 print(f"wrote {path}")
     return 0
 
