@@ -21,7 +21,7 @@ from conftest import build
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
-from deconvviz import Deconvnet, DeconvvizError, NeuronDeconvnet
+from deconvviz import Deconvnet, DeconvvizError, NeuronDeconvnet, OcclusionSensitivity
 
 HOOK_DICTS = [name for name, held in vars(nn.Module()).items() if "hook" in name and isinstance(held, dict)]
 IMAGES = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -670,6 +670,39 @@ def test_one_model_in_another_thread_is_not_recorded_by_mistake():
         house(IMAGES)
         assert torch.equal(deconv.project("body", 0), expected)
     assert count_hooks(house) == 0
+
+
+@pytest.mark.parametrize("act", ["attribute", "maps"])
+def test_passes_of_ours_while_other_threads_are_inside_the_model(act):
+    """Each pass of ours begins and ends, hooks and all, while another thread's is at the first layer."""
+    house, threads, found = furnish("eval"), [], []
+    actions = {
+        "attribute": lambda: Deconvnet(house).attribute(IMAGES, 0),
+        "maps": lambda: OcclusionSensitivity(house).maps(IMAGES, 6, 6, "conv").score_cells,
+    }
+    expected, alone = house(IMAGES), actions[act]()
+    arrived, ended = threading.Semaphore(0), threading.Event()
+
+    def start(module, args):
+        if threading.current_thread() not in threads:
+            threads.append(threading.Thread(target=lambda: found.append(house(IMAGES))))
+            threads[-1].start()
+            assert arrived.acquire(timeout=30)
+
+    def wait(module, args, output):
+        if threading.current_thread() in threads:
+            arrived.release()
+            ended.wait(30)
+
+    with house.conv.register_forward_pre_hook(start), house.conv.register_forward_hook(wait):
+        try:
+            torch.testing.assert_close(actions[act](), alone)
+        finally:
+            ended.set()
+            for thread in threads:
+                thread.join()
+    assert len(found) == len(threads) > 0
+    assert all(torch.equal(output, expected) for output in found)
 
 
 def test_data_parallel_is_its_wrapped_module():

@@ -60,8 +60,11 @@ class Places:
             self._counts[name] = number = self._counts.get(name, 0) + 1
             self._calls.append((name, number))
 
-    def leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """It ended: with an output, or with none because it raised."""
+    def leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
+        """It ended: with an output, or with none because it raised.
+
+        A call in another thread may come without its keywords: these hooks leave the model while it goes on.
+        """
         calls = self._calls
         if get_ident() != self.thread or self.paused:
             return

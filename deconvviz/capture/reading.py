@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from threading import get_ident
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,7 +32,8 @@ def reading(
     """Give a function that runs the model up to the last of ``layers``, and calls ``use`` at each.
 
     ``use(i, output)`` gets the output (N, C, *S) of ``layers[i]`` while the pass stands there: later layers may
-    work in place, so it must take from it what it needs. The model's modes are its own: see :func:`evaluating`.
+    work in place, so it must take from it what it needs. The model's modes are its own: see :func:`evaluating`. Calls
+    of the model in other threads are not read, and run to their ends.
 
     The function raises:
         LayerNotRun: the pass ended before a layer's call.
@@ -41,12 +43,16 @@ def reading(
     counts: dict[str, int] = {}
     running: list[LayerCall] = []
     left: set[int] = set()
+    thread = get_ident()
 
     def before(name: str, module: nn.Module, inputs: Any) -> None:
-        counts[name] += 1
-        running.append((name, counts[name]))
+        if get_ident() == thread:
+            counts[name] += 1
+            running.append((name, counts[name]))
 
     def after(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if get_ident() != thread:
+            return
         i = wanted.get(running.pop())
         if output is None:  # the model may catch what was raised, and go on
             counts[name] -= 1
