@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -33,23 +34,40 @@ def neuron_seed(activation: Tensor, selector: Any) -> Tensor:
     return _seed(activation, lambda a: _verify_select_neuron((a,), selector), f"neuron_selector {selector!r}")
 
 
+def selected(output: Tensor, target: Any) -> Tensor:
+    """The target's numbers (N, ...) in a model's ``output`` (N, ...), as captum selects them.
+
+    Raises:
+        TargetOutOfRange: there is no such target.
+    """
+    with _fitting(output, f"target {target!r}"):
+        return _select_targets(output, target)
+
+
 def _seed(tensor: Tensor, select: Callable[[Tensor], Tensor], what: str) -> Tensor:
     with torch.inference_mode(False), torch.enable_grad():
         leaf = tensor.detach().clone().requires_grad_()
-        try:
-            selected = select(leaf)
-            count = (selected[0] if selected.dim() else selected).numel()  # a function may sum over images
+        with _fitting(tensor, what):
+            chosen = select(leaf)
+            count = (chosen[0] if chosen.dim() else chosen).numel()  # a function may sum over images
             if count != 1:
                 raise TargetOutOfRange(
                     f"{what} selects {count} numbers an image from a tensor of shape {tuple(tensor.shape)}; "
                     "expected one: give an index for every axis but the batch's"
                 )
-            (seed,) = torch.autograd.grad(selected.sum(), leaf)
-        except TargetOutOfRange:
-            raise
-        except (AssertionError, IndexError, RuntimeError, TypeError) as error:
-            raise TargetOutOfRange(
-                f"{what} does not fit a tensor of shape {tuple(tensor.shape)}"
-                f"{f': {error}' if str(error) else ''}. Indices count from 0, without the batch axis"
-            ) from error
+            (seed,) = torch.autograd.grad(chosen.sum(), leaf)
     return seed
+
+
+@contextlib.contextmanager
+def _fitting(tensor: Tensor, what: str) -> Iterator[None]:
+    """Around a selection in ``tensor``: what is raised is a :class:`TargetOutOfRange`."""
+    try:
+        yield
+    except TargetOutOfRange:
+        raise
+    except (AssertionError, IndexError, RuntimeError, TypeError) as error:
+        raise TargetOutOfRange(
+            f"{what} does not fit a tensor of shape {tuple(tensor.shape)}"
+            f"{f': {error}'.rstrip('.') if str(error) else ''}. Indices count from 0, without the batch axis"
+        ) from error

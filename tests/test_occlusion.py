@@ -17,7 +17,7 @@ from torch import nn
 from trained_like import pictures, trained_like
 
 from deconvviz import OcclusionSensitivity
-from deconvviz.errors import InvalidInput, UnsupportedModel, WindowFailed
+from deconvviz.errors import InvalidInput, TargetOutOfRange, UnsupportedModel, WindowFailed
 from deconvviz.occlusion.windows import Windows, circles, segments
 
 FAMILIES = [
@@ -386,7 +386,32 @@ def test_what_makes_no_sense_is_rejected(arguments, message):
         OcclusionSensitivity(toy(dtype=torch.float32)).attribute(torch.rand(2, 3, 8, 8), target=1, **arguments)
 
 
+@pytest.mark.parametrize("engine", ["auto", "incremental", "full"])
+@pytest.mark.parametrize("target", [99, [1], [1, 99], (1, 2), "cat", torch.tensor([1, 99])], ids=str)
+def test_a_target_that_is_not_there(engine, target):
+    with pytest.raises(TargetOutOfRange, match=r"target .* does not fit a tensor of shape \(2, "):
+        occlusion = OcclusionSensitivity(toy(dtype=torch.float32), engine=engine)
+        occlusion.attribute(torch.rand(2, 3, 8, 8), (3, 4, 4), target=target)
+
+
+@pytest.mark.parametrize(
+    ("form", "kind"),
+    [
+        (lambda x: {"out": x}, "dict"),
+        (lambda x: (x, x), "tuple"),
+        (lambda x: x > 0, "torch.bool tensor"),
+        (lambda x: x * 1j, "torch.complex64 tensor"),
+    ],
+)
+def test_an_output_that_is_no_tensor_of_numbers(form, kind):
+    model = toy(dtype=torch.float32)
+    with pytest.raises(InvalidInput, match=f"forward_func gives a {kind}; expected a tensor of real numbers"):
+        OcclusionSensitivity(lambda x: form(model(x))).attribute(torch.rand(2, 3, 8, 8), (3, 4, 4), target=1)
+
+
 def test_options_and_inputs_are_checked():
+    with pytest.raises(InvalidInput, match="inputs holds a list; expected a tensor"):
+        OcclusionSensitivity(toy()).attribute([torch.rand(1, 3, 8, 8)], (3, 4, 4), target=1)
     with pytest.raises(InvalidInput, match="engine is 'fast'"):
         OcclusionSensitivity(toy(), engine="fast")
     with pytest.raises(UnsupportedModel, match="is a str"):

@@ -25,9 +25,7 @@ from captum._utils.common import (
     _expand_additional_forward_args,
     _expand_target,
     _format_additional_forward_args,
-    _format_tensor_into_tuples,
     _run_forward,
-    _select_targets,
 )
 from captum.attr import PerturbationAttribution
 from captum.attr._utils.common import _format_and_verify_sliding_window_shapes, _format_and_verify_strides
@@ -35,7 +33,7 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from deconvviz.capture import left_as_found
-from deconvviz.errors import DeconvvizError, InvalidInput, UnsupportedModel
+from deconvviz.errors import DeconvvizError, InvalidInput, TargetOutOfRange, UnsupportedModel
 from deconvviz.incremental import Outcome
 from deconvviz.inputs import require_finite
 from deconvviz.layers import Layer
@@ -46,6 +44,7 @@ from deconvviz.occlusion.refinement import Refine, Refinement
 from deconvviz.occlusion.sweep import FullEngine, IncrementalEngine, Rows, sweep
 from deconvviz.occlusion.windows import Windows, circles, segments
 from deconvviz.shards import gathered, own_share, together
+from deconvviz.targets import selected
 from deconvviz.units import FeatureMaps, require
 
 __all__ = ["OcclusionMaps", "OcclusionSensitivity", "Refine", "Refinement", "circles", "segments"]
@@ -121,11 +120,15 @@ class OcclusionSensitivity(PerturbationAttribution):
 
         Raises:
             InvalidInput: windows or strides that captum rejects (it is an ``AssertionError`` too), and others
-                that make no sense.
+                that make no sense; or a ``forward_func`` that gives neither a tensor of real numbers nor a number.
+            TargetOutOfRange: the output has no such target.
             WindowFailed: the model raised, here or in another process; the message has the window's number.
         """
-        tensors = _format_tensor_into_tuples(inputs)
+        tensors = inputs if isinstance(inputs, tuple) else (inputs,)
         for tensor in tensors:
+            if not isinstance(tensor, Tensor):
+                kind = type(tensor).__name__
+                raise InvalidInput(f"inputs holds a {kind}; expected a tensor (N, ...) or a tuple of tensors")
             if tensor.is_floating_point():
                 require_finite(tensor)
         windows = _windows(tensors, sliding_window_shapes, strides, masks)
@@ -225,7 +228,7 @@ class OcclusionSensitivity(PerturbationAttribution):
         except Exception as error:  # what the model itself raises, it raises again
             if self.engine != "incremental":
                 return None, model.clean(tensors)
-            if isinstance(error, DeconvvizError):
+            if isinstance(error, DeconvvizError) and not isinstance(error, TargetOutOfRange):
                 raise UnsupportedModel(f"{error}: use engine='full' or 'auto'") from error
             raise
         reference = model.select(torch.cat([p.contents[output] for p in passes]), 1).reshape(1, -1)
@@ -267,19 +270,20 @@ class _Selected:
         additional = self.additional
         if additional is not None and count > 1:
             additional = _expand_additional_forward_args(additional, count)
-        output = _run_forward(self.function, inputs, self._targets(count), additional)
-        if isinstance(output, Tensor):
-            return output
+        output = _run_forward(self.function, inputs, None, additional)
         if isinstance(output, (int, float)):
-            return torch.tensor(output, device="cpu")
-        raise InvalidInput(f"forward_func gives a {type(output).__name__}; expected a tensor or a number")
+            output = torch.tensor(output, device="cpu")
+        if not isinstance(output, Tensor) or output.is_complex() or output.dtype == torch.bool:
+            what = f"{output.dtype} tensor" if isinstance(output, Tensor) else type(output).__name__
+            raise InvalidInput(
+                f"forward_func gives a {what}; expected a tensor of real numbers or a number: wrap it in a function "
+                "that gives one"
+            )
+        return self.select(output, count)
 
     def select(self, outputs: Tensor, count: int) -> Tensor:
         """The target's numbers in raw outputs of ``count`` copies."""
-        return _select_targets(outputs, self._targets(count))
-
-    def _targets(self, count: int) -> Any:
-        return self.target if count == 1 else _expand_target(self.target, count)
+        return selected(outputs, self.target if count == 1 else _expand_target(self.target, count))
 
 
 def _full_engines(
