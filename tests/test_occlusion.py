@@ -16,7 +16,7 @@ from random_windows import at_random
 from torch import nn
 from trained_like import pictures, trained_like
 
-from deconvviz import OcclusionSensitivity
+from deconvviz import Deconvnet, OcclusionSensitivity
 from deconvviz.errors import InvalidInput, TargetOutOfRange, UnsupportedModel, WindowFailed
 from deconvviz.occlusion.windows import Windows, circles, segments
 
@@ -328,6 +328,24 @@ def test_a_model_that_writes_to_what_it_is_given():
     before = inputs.clone()
     OcclusionSensitivity(lambda x: x.mul_(2).sum((1, 2, 3))).attribute(inputs, (3, 4, 4), (3, 4, 4))
     assert torch.equal(inputs, before)
+
+
+class Logarithm(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x).log()
+
+
+@pytest.mark.parametrize("engine", ["auto", "incremental", "full"])
+def test_outputs_that_are_no_numbers(engine):
+    model = Logarithm(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    model[0].bias.data = torch.tensor([9.0, -9.0, 9.0, 9.0])
+    inputs = torch.rand(2, 3, 12, 12)
+    for target in (0, 1):
+        expected = Occlusion(model).attribute(inputs, (3, 4, 4), (3, 4, 4), target=target)
+        found = OcclusionSensitivity(model, engine=engine).attribute(inputs, (3, 4, 4), (3, 4, 4), target=target)
+        torch.testing.assert_close(found, expected, equal_nan=True)
+        assert found.isnan().all() == bool(target)
+    assert not Deconvnet(model).check(inputs).supported
 
 
 def test_no_images():

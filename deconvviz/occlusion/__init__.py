@@ -223,7 +223,7 @@ class OcclusionSensitivity(PerturbationAttribution):
             clean = model.select(outputs, 1)
             if len(tensors[0]) > 1:
                 alone, clean = clean, model.clean(tensors)
-                if not torch.allclose(alone, clean, 1e-2, 1e-3 * float(clean.abs().max()), equal_nan=True):
+                if not torch.allclose(alone, clean, 1e-2, 1e-3 * float(clean.abs().nan_to_num().max()), equal_nan=True):
                     raise UnsupportedModel("the images of a batch depend on each other")
         except Exception as error:  # what the model itself raises, it raises again
             if self.engine != "incremental":

@@ -250,7 +250,7 @@ def _alone(engine: FullEngine, order: Chosen, clean: Rows) -> int | None:
     except Exception:  # a window that fails is found, and named, later
         return 1
     for name, reference in clean.items():
-        scale = float(reference.abs().max()) if reference.numel() else 0.0
+        scale = float(reference.abs().nan_to_num().max()) if reference.numel() else 0.0
         if not torch.allclose(beside[name][-1], twice[name][-1], rtol=1e-5, atol=1e-6 * scale, equal_nan=True):
             return 1
         if not _same(twice[name][-1], single[name][-1], reference, TF32**0.5):  # batches of two sizes round otherwise
