@@ -48,7 +48,8 @@ class Deconvnet(Attribution):
 
     Args:
         model: any ``nn.Module``; it is never changed. In train mode too, a pass of ours leaves batch norm's
-            statistics and the random state as they were.
+            statistics and the random state as they were. A copy or a pickle of a ``Deconvnet`` records its own copy
+            of the model.
         overlap: where pooling windows overlap and chose the same input, ``"sum"`` their signals (the
             adjoint, as captum) or ``"overwrite"`` (as ``nn.MaxUnpool2d``).
         on_unsupported: at an operation without a rule, ``"raise"`` or take the plain ``"gradient"``.
@@ -68,6 +69,16 @@ class Deconvnet(Attribution):
         self._recorder = Recorder(self.model, self.gradient)
         self._counts: dict[str, int] = {}
         self._replayed: tuple[Tape | None, int, Tensor | None] = (None, -1, None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy or a pickle: it records its own model's passes, if this does; the recorded pass stays here."""
+        return {**vars(self), "_recorder": self._recorder.close.alive, "_replayed": (None, -1, None)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        model = state["model"] if vars(state["model"]) else nn.Module()  # not built yet, if it holds its own deconvnet
+        self.__dict__.update(state, _recorder=Recorder(model, state["gradient"]))
+        if not state["_recorder"]:
+            self.close()
 
     def __enter__(self) -> Deconvnet:
         return self

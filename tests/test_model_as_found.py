@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from deconvviz import Deconvnet, DeconvvizError, NeuronDeconvnet, OcclusionSensitivity
+from deconvviz.errors import NoForwardPass
 
 HOOK_DICTS = [name for name, held in vars(nn.Module()).items() if "hook" in name and isinstance(held, dict)]
 IMAGES = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -609,6 +610,31 @@ def test_copy_of_a_recorded_model_lives_without_the_deconvnet(way):
         assert torch.equal(twin(IMAGES), expected)
         assert torch.equal(of_twin.project("conv", 0), pixels)
     assert torch.equal(COPIES[way](house)(IMAGES), expected)
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_copy_of_a_deconvnet_records_its_own_model(way):
+    with Deconvnet(furnish("eval"), overlap="overwrite") as deconv:
+        deconv.model(IMAGES)
+        pixels = deconv.project("conv", 0)
+        twin = COPIES[way](deconv)
+        with pytest.raises(NoForwardPass):
+            twin.project("conv", 0)
+        deconv.model(2 * IMAGES)
+        twin.model(IMAGES)
+        assert twin.overlap == "overwrite" and torch.equal(twin.project("conv", 0), pixels)
+        twin.close()
+        assert count_hooks(COPIES[way](twin).model) == count_hooks(twin.model)
+        neuron = NeuronDeconvnet(deconv.model, "body.0")
+        assert torch.equal(COPIES[way](neuron).attribute(IMAGES, (1, 2, 3)), neuron.attribute(IMAGES, (1, 2, 3)))
+
+
+def test_copy_of_a_model_that_holds_its_own_deconvnet():
+    house = furnish("eval")
+    house.deconv = Deconvnet(house)
+    twin = copy.deepcopy(house)
+    assert torch.equal(twin(IMAGES), house(IMAGES))
+    assert torch.equal(twin.deconv.project("conv", 0, inputs=IMAGES), house.deconv.project("conv", 0))
 
 
 def test_model_outlives_nothing():
