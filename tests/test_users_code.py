@@ -298,3 +298,22 @@ def test_another_default_device(name):
         found = USES[name](model)
     if isinstance(expected, torch.Tensor):
         assert torch.equal(found, expected)
+
+
+def test_lazy_layers_are_initialised_by_the_users_pass_alone():
+    model, images = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.ReLU()).eval(), torch.randn(2, 3, 8, 8)
+    with Deconvnet(model) as deconv:
+        for ours in (
+            lambda: deconv.project("0", 1, inputs=images),
+            lambda: deconv.attribute(images, (1, 2, 2)),
+            lambda: OcclusionSensitivity(model).attribute(images, (3, 4, 4), target=(1, 2, 2)),
+        ):
+            with pytest.raises(UnsupportedModel, match="lazy layers"):
+                ours()
+        torch.manual_seed(0)
+        output = model(images)
+        pixels = deconv.project("0", 1)
+    fresh = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.ReLU()).eval()
+    torch.manual_seed(0)
+    assert torch.equal(fresh(images), output)
+    assert torch.equal(Deconvnet(fresh).project("0", 1, inputs=images), pixels)

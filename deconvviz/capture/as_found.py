@@ -10,6 +10,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from deconvviz.errors import UnsupportedModel
 
 
 @contextlib.contextmanager
@@ -27,7 +30,13 @@ def random_state_kept(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def left_as_found(model: nn.Module) -> Iterator[None]:
-    """Put buffers (batch norm's statistics) and the random state back, also after an error."""
+    """Put buffers (batch norm's statistics) and the random state back, also after an error.
+
+    Raises:
+        UnsupportedModel: a pass would initialise its lazy layers.
+    """
+    if any(map(is_lazy, itertools.chain(model.parameters(), model.buffers()))):
+        raise UnsupportedModel("the model has lazy layers that no pass has initialised: call model(images) once before")
     plain = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
     saved = [(module, dict(module._buffers)) for module in plain]  # a scripted module cannot lose or gain one
     buffers = list(model.buffers())

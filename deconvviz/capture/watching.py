@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from deconvviz.capture.as_found import left_as_found
@@ -132,7 +133,7 @@ class Capture(TorchFunctionMode, Places):
         """Run one operation, and write it down if it depends on the input."""
         kwargs = kwargs or {}
         what = operation(function)
-        if what.query or self.abandoned or self.paused:
+        if what.query or self.abandoned or self.paused or (args and is_lazy(args[0])):
             return function(*args, **kwargs)
         try:
             return self._observe(what, function, args, kwargs)
