@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deconvviz.layers import address
-from deconvviz.rules import EXACT, GATE, HIDDEN_CODE, KINDS, UNSUPPORTED
+from deconvviz.rules import EXACT, GATE, GRADIENT, HIDDEN_CODE, KINDS, UNSUPPORTED
 from deconvviz.tape import Tape, flatten
 
 
@@ -28,24 +28,27 @@ class CheckReport:
     """What :meth:`Deconvnet.check` found: prints as a table."""
 
     operations: tuple[CheckedOperation, ...]
-    """Every operation with a nonlinearity or a pool, in the order they ran."""
+    """Every operation with a nonlinearity or a pool, in the order they ran. Of those without a rule, or with the
+    plain gradient's, only the ones that a signal from the output reaches: none goes into a gate."""
     linear: int
-    """How many other operations there were, all linear and exact."""
+    """How many operations were linear and exact."""
 
     @classmethod
     def of(cls, tape: Tape, whole: bool = True) -> CheckReport:
         """Read a tape; if it is not the ``whole`` pass, say that code is hidden somewhere."""
-        counts = tape.counts()
+        counts, reached = tape.counts(), {id(step) for step in tape.signalled()}
         gates = {step.gate for step in tape.steps if step.gate is not None}
-        listed = [(i, step) for i, step in enumerate(tape.steps) if step.rule.listed or step.kind != EXACT]
-        rows = tuple(
-            CheckedOperation(
-                address(step.module, step.number, counts), step.operation, GATE if i in gates else step.kind
-            )
-            for i, step in listed
-        )
-        hidden = () if whole else (CheckedOperation("somewhere", HIDDEN_CODE, UNSUPPORTED),)
-        return cls(rows + hidden, len(tape.steps) - len(rows))
+        rows: list[CheckedOperation] = []
+        linear = 0
+        for i, step in enumerate(tape.steps):
+            kind = GATE if i in gates and id(step) not in reached else step.kind
+            if not step.rule.listed and kind == EXACT:
+                linear += 1
+            elif id(step) in reached or kind not in (GRADIENT, UNSUPPORTED):
+                rows.append(CheckedOperation(address(step.module, step.number, counts), step.operation, kind))
+        if not whole:
+            rows.append(CheckedOperation("somewhere", HIDDEN_CODE, UNSUPPORTED))
+        return cls(tuple(rows), linear)
 
     @property
     def counts(self) -> dict[str, int]:

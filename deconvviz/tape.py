@@ -30,8 +30,9 @@ class Gate(NamedTuple):
     """What a value carries unchanged (reshaped or scaled): the output of a step that can be a gate."""
 
     step: int
-    sure: bool
-    """It is nothing else (a sigmoid); a rectifier's output can also be the map beside a gate."""
+    rank: int
+    """Of two in a product the higher is the gate: a sigmoid, then tanh or a statistic; a rectifier's output can also
+    be the map beside one."""
 
 
 @dataclass(slots=True)
@@ -63,7 +64,9 @@ class Step:
     written: int | str | None = None
     """The argument that the operation overwrites (a position or keyword), if it works in place."""
     gate: int | None = None
-    """The step whose output is the gate, if this is a product with one."""
+    """The step whose output is the gate, if this is a product or quotient with one."""
+    gate_input: int | None = None
+    """Which of the inputs is that gate: no signal goes to it."""
     autocast: torch.dtype | None = None
     """The type that autocast asked for here, if it was on."""
     derived: bool = False
@@ -173,6 +176,19 @@ class Tape:
                 needed.update(set(step.inputs).difference(given))
                 steps.append(step)
         return steps[::-1]
+
+    def signalled(self) -> list[Step]:
+        """The steps that a signal from the model's output reaches, the last one first.
+
+        Where the output is an object of the model's own, its tensors are taken to be those that no step uses.
+        """
+        unused = set(range(len(self.values))).difference(*(step.inputs for step in self.steps))
+        reached, steps = {i for i in self.calls[-1].outputs if i is not None} or unused, []
+        for step in reversed(self.steps):
+            if not reached.isdisjoint(step.outputs):
+                reached.update(value for k, value in enumerate(step.inputs) if k != step.gate_input)
+                steps.append(step)
+        return steps
 
     def replay(self, wanted: int, inputs: Sequence[Tensor] | None = None) -> Tensor:
         """Value ``wanted`` computed again: no module, hook, random number or buffer is touched."""

@@ -532,6 +532,68 @@ GATED = {
 }
 
 
+def power(x):
+    """The mean square over channels, (N, 1, H, W)."""
+    return x.pow(2).mean(1, keepdim=True) + 0.1
+
+
+def response_norm(x, held):
+    """ConvNeXt V2's global response normalisation."""
+    lengths = torch.norm(x, p=2, dim=(2, 3), keepdim=True)
+    return nn.Parameter(random(4, 1, 1)) * (x * held(lengths / (lengths.mean(1, keepdim=True) + 1e-6))) + x
+
+
+NORMS_BY_HAND = {
+    "sqrt": lambda x, held: x / held(torch.sqrt(power(x))),
+    "sqrt of a variance": lambda x, held: (x - x.mean(1, True)) / held((x.var(1, keepdim=True) + 0.1).sqrt()),
+    "rsqrt": lambda x, held: x * held(torch.rsqrt(power(x))),
+    "norm": lambda x, held: x / held(x.norm(dim=1, keepdim=True)),
+    "norm of responses": response_norm,
+    "linalg_norm": lambda x, held: x.clone().div_(held(torch.linalg.norm(x, dim=1, keepdim=True).clamp(min=1e-6))),
+    "linalg_vector_norm": lambda x, held: x / held(torch.linalg.vector_norm(x, dim=1, keepdim=True).expand_as(x)),
+    "std": lambda x, held: torch.div(x - x.mean((2, 3), True), other=held(x.std((2, 3), keepdim=True) + 1e-3)),
+    "var": lambda x, held: x / held(x.var(1, keepdim=True)),
+    "pow": lambda x, held: x * held(power(x) ** -0.5),
+    "float_power": lambda x, held: x / held(power(x).float_power(0.75)),
+    "reciprocal": lambda x, held: x * held(torch.maximum(power(x).sqrt(), torch.tensor(0.1)).reciprocal()),
+    "__rdiv__": lambda x, held: x * held(1 / power(x).sqrt()),
+}
+
+
+@parametrised(NORMS_BY_HAND)
+@pytest.mark.parametrize("gradient", [False, True])
+def test_the_statistics_of_a_norm_written_by_hand_are_constants_of_the_pass(operation, case, gradient):
+    tape, signal, back = projected(lambda x: case(x, kept), X, gradient=gradient)
+    assert_same(back, by_autograd(lambda x: case(x, torch.Tensor.detach), [X], signal))
+    assert operation in {step.operation for step in tape.steps}
+    report = CheckReport.of(tape)
+    assert report.supported and report.counts[GATE] >= 2 and not report.counts[GRADIENT]
+
+
+def test_a_layer_norm_written_by_hand_is_the_layer_norm_of_the_centred_signal():
+    def by_hand(x):
+        mean = x.mean(1, keepdim=True)
+        variance = (x - mean).pow(2).mean(1, keepdim=True)
+        return (x - mean) / torch.sqrt(variance + 1e-5)
+
+    def layer_norm(x):
+        return F.layer_norm(x.permute(0, 2, 3, 1), [4]).permute(0, 3, 1, 2)
+
+    assert torch.allclose(by_hand(X), layer_norm(X))
+    (back,), (scaled,) = projected(by_hand, X).back, projected(layer_norm, X).back
+    assert_same([back], [scaled - scaled.mean(2, keepdim=True)])
+
+
+def test_check_lists_a_statistic_that_a_signal_reaches_as_unsupported():
+    def norm_and_length(x):
+        length = x.norm(dim=1, keepdim=True)
+        return torch.cat([x / length, length], 1)
+
+    with pytest.raises(UnsupportedOperation, match="'norm'"):
+        projected(norm_and_length, X)
+    assert kinds(watch(Applied(norm_and_length), [X])[0], "norm") == {UNSUPPORTED}
+
+
 @parametrised(GATED)
 def test_gates_and_masks_are_constants_of_the_pass(operation, case):
     tape, signal, back = projected(lambda x: case(x, kept), X)
@@ -553,6 +615,13 @@ def test_of_a_sigmoid_and_another_bounded_map_the_sigmoid_is_the_gate(bounded, f
     tape = watch(Applied(product), [X], gradient=gradient)[0]
     (sigmoid,) = [i for i, step in enumerate(tape.steps) if step.operation == "sigmoid"]
     assert tape.steps[-1].gate == sigmoid
+
+
+@pytest.mark.parametrize("statistic", [lambda x: x.std(), lambda x: torch.rsqrt(power(x))])
+def test_of_a_statistic_and_what_relu6_gives_the_statistic_is_the_gate(statistic):
+    for product in (lambda x: F.relu6(x) * statistic(x), lambda x: statistic(x) * F.relu6(x)):
+        tape, signal, (back,) = projected(product, X)
+        assert_same([back], [(signal * statistic(X)).relu()])
 
 
 @pytest.mark.parametrize(
@@ -700,15 +769,24 @@ def test_an_operation_without_a_rule_is_refused_or_has_its_gradient(operation, c
 def test_an_operation_without_a_rule_does_not_matter_where_no_signal_comes():
     tape, signal, (back,) = projected(lambda x: 2 * x if x.exp().mean() > 0 and (x == x).all() else x, X)
     assert torch.equal(back, 2 * signal)
-    assert kinds(tape, "exp") == {UNSUPPORTED}
+    assert kinds(tape, "exp") == set(), "nor is it listed"
     assert {step.operation for step in tape.steps} == {"exp", "mean", "mul"}, "a mask carries no signal"
+
+
+def test_check_knows_what_a_signal_reaches_where_the_output_is_an_object_of_the_models_own():
+    class Output:
+        def __init__(self, logits):
+            self.logits = logits
+
+    tape, _ = watch(Applied(lambda x: Output((x / x.norm(dim=1, keepdim=True)).exp())), [X])
+    assert kinds(tape, "exp") == {UNSUPPORTED} and kinds(tape, "norm") == {GATE}
 
 
 # ── the table itself ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_every_row_is_exercised():
-    tables = (LINEAR, RECTIFIERS, GENERALISED_RECTIFIERS, MAXIMA, EXACT_NORMS, GENERALISED_NORMS, GATED)
+    tables = (LINEAR, RECTIFIERS, GENERALISED_RECTIFIERS, MAXIMA, EXACT_NORMS, GENERALISED_NORMS, NORMS_BY_HAND, GATED)
     cases = {name(key) for table in (*tables, DROPOUTS, HEADS) for key in table}
     assert cases == set(RULES)
 

@@ -171,14 +171,15 @@ class TapeWriter:
         if rule.classify is not None:
             step.kind = rule.classify(step, self.tape.values)
         if step.kind == UNSUPPORTED and self._gradient:
-            step.rule, step.kind = replace(PLAIN_GRADIENT, gate=rule.gate), PLAIN_GRADIENT.kind
+            step.rule, step.kind = replace(PLAIN_GRADIENT, gate=rule.gate, keeps_gate=rule.keeps_gate), GRADIENT
         return step
 
     def record(self, step: Step, outputs: Sequence[Tensor]) -> None:
         """Number a step's outputs, which are now known, and append it if any carries a signal."""
         gate = None
-        if step.kind in step.rule.gate:
-            gate, self._gated = Gate(len(self.tape.steps), sure=rule_of(step.operation).kind == GRADIENT), True
+        if step.rule.gate is not None and step.rule.gate(step):
+            rank = {GRADIENT: 2, UNSUPPORTED: 1}.get(rule_of(step.operation).kind, 0)
+            gate, self._gated = Gate(len(self.tape.steps), rank), True
         elif self._gated and step.rule.keeps_gate:
             gates = [self.tape.values[value].gate for value in step.inputs]
             gate = None if None in gates else gates[0]

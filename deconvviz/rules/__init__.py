@@ -9,7 +9,8 @@ exact          linear operations: the adjoint, no bias; ReLU: g -> max(g, 0);
 generalised    other rectifiers: as ReLU; norms: the statistics are constants of the pass,
                so scale only; contrast normalisation: identity
 constant gate  sigmoid(a) * b and the like (also clamp(a, 0, c) * b, tanh(a) * b): the gate is a
-               constant, like a switch
+               constant, like a switch; so is the statistic in a norm written by hand
+               (b / sqrt(a), b * rsqrt(a), b / norm(a), b / std(a))
 gradient       sigmoid and softmax elsewhere (a head): the plain gradient
 unsupported    anything else: an error, unless the caller asks for the gradient
 =============  ===========================================================================
@@ -54,7 +55,15 @@ _ROWS: list[tuple[str, Rule]] = [
     ),
     (
         "div divide true_divide",
-        Rule(EXACT, linear.adjoint, keeps_gate=True, listed=False, classify=linear.product_kind),
+        Rule(
+            EXACT,
+            gates.pass_gate,
+            boxed.product,
+            keeps_gate=True,
+            listed=False,
+            classify=gates.quotient_kind,
+            observe=gates.observe_gate,
+        ),
     ),
     (
         "conv_transpose1d conv_transpose2d conv_transpose3d matmul mm bmm mv dot einsum tensordot bilinear grid_sample",
@@ -87,7 +96,14 @@ _ROWS: list[tuple[str, Rule]] = [
     ),
     (
         "relu6 clamp clip clamp_min hardtanh threshold",
-        Rule(EXACT, rectifiers.rectify, boxed.pointwise, gate=(GENERALISED,), classify=rectifiers.clamp_kind),
+        Rule(
+            EXACT,
+            rectifiers.rectify,
+            boxed.pointwise,
+            gate=rectifiers.bounded,
+            keeps_gate=True,
+            classify=rectifiers.clamp_kind,
+        ),
     ),
     # ── pools and maxima: to where the maximum was ───────────────────────────────────────────────────
     (
@@ -97,7 +113,7 @@ _ROWS: list[tuple[str, Rule]] = [
         "adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices",
         Rule(EXACT, maxima.unpool_by_switches, boxed.unpool_by_switches, observe=maxima.observe_pool),
     ),
-    ("max amax maximum fmax", Rule(EXACT, maxima.route, observe=maxima.observe_maximum)),
+    ("max amax maximum fmax", Rule(EXACT, maxima.route, keeps_gate=True, observe=maxima.observe_maximum)),
     # ── norms: scale only ────────────────────────────────────────────────────────────────────────────
     (
         "batch_norm",
@@ -130,7 +146,7 @@ _ROWS: list[tuple[str, Rule]] = [
             keeps_gate=True,
             listed=False,
             classify=gates.factor_kind,
-            observe=gates.observe_product,
+            observe=gates.observe_gate,
         ),
     ),
     ("glu", Rule(GATE, gates.gated_half, observe=gates.observe_glu)),
@@ -148,9 +164,14 @@ _ROWS: list[tuple[str, Rule]] = [
     ),
     (
         "sigmoid hardsigmoid softmax special_expit",
-        Rule(GRADIENT, gates.gradient, gate=(GRADIENT,), observe=gates.observe_gradient),
+        Rule(GRADIENT, gates.gradient, gate=gates.always, observe=gates.observe_gradient),
     ),
-    ("tanh erf", Rule(UNSUPPORTED, gates.gradient, gate=(UNSUPPORTED, GRADIENT))),
+    (
+        "tanh erf sqrt rsqrt norm linalg_norm linalg_vector_norm std var",
+        Rule(UNSUPPORTED, gates.gradient, gate=gates.always),
+    ),
+    ("pow float_power", Rule(UNSUPPORTED, gates.gradient, gate=gates.is_root, keeps_gate=True)),
+    ("reciprocal __rdiv__", Rule(UNSUPPORTED, gates.gradient, keeps_gate=True)),
     ("log_softmax", Rule(GRADIENT, gates.gradient, observe=gates.observe_gradient)),
 ]
 

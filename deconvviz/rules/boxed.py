@@ -38,15 +38,15 @@ def _varies(item: object) -> bool:
 
 
 def product(step: Step, signals: Boxes, context: Context) -> Boxes | None:
-    """A gate that is one number for each channel (squeeze and excite), or a map with the positions of its own."""
+    """A gate that has the map's positions or one number for all, and its channels or one for all."""
     (signal,) = signals
-    if signal is None or step.kept is None:
+    k, gate = step.gate_input, step.kept
+    if signal is None or k is None:
         return None
-    k, gate = step.kept
     shape, other = (tuple(context.values[step.inputs[i]].shape) for i in (1 - k, k))
-    if shape[2:] != signal.space or len(other) != len(shape) or shape[:2] != other[:2]:
+    if shape[2:] != signal.space or len(other) != len(shape) or shape[0] != other[0] or other[1] not in (1, shape[1]):
         return None
-    if other == shape:
+    if other[2:] == shape[2:]:
         gate = signal.part_of(gate)
     elif max(other[2:]) > 1:
         return None

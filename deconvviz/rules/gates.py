@@ -10,33 +10,61 @@ from torch import Tensor, nn
 
 from deconvviz.rules.linear import adjoint, as_fine, product_kind, pull_back, unbroadcast
 from deconvviz.rules.rule import EXACT, GATE, GENERALISED, Context, Run, Signals
-from deconvviz.tape import Step, Value
+from deconvviz.tape import Gate, Slot, Step, Value
+
+
+def always(step: Step) -> bool:
+    """What is a gate wherever a map is multiplied by it: a sigmoid, a norm's statistic."""
+    return True
+
+
+def is_root(step: Step) -> bool:
+    """Whether a power is one of a norm's statistics: a root, or the inverse of one."""
+    exponent = step.argument(1, "exponent")
+    return isinstance(exponent, float) and not exponent.is_integer()
 
 
 def factor_kind(step: Step, values: Sequence[Value]) -> str:
-    """A product with a bounded factor (a sigmoid, a clamp) is gated; one with a parameter is a layer scale."""
-    if len(step.inputs) == 2 and any(values[value].gate is not None for value in step.inputs):
+    """A product with a gate (a sigmoid, a clamp, a statistic) is gated; one with a parameter is a layer scale."""
+    if _gate(step, values) is not None:
         return GATE
     if any(isinstance(item, nn.Parameter) for item in step.arguments):
         return GENERALISED
     return product_kind(step, values)
 
 
-def observe_product(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], run: Run) -> Any:
-    """Of two factors that depend on the input, a bounded one is the gate: a sigmoid or softmax before others."""
-    gates = [(gate.sure, k, gate.step) for k, value in enumerate(step.inputs) if (gate := values[value].gate)]
-    if len(step.inputs) == 2 and gates:
-        _, k, step.gate = max(gates)
-        step.kept = (k, inputs[k].detach().clone())
+def quotient_kind(step: Step, values: Sequence[Value]) -> str:
+    """What is divided by a gate is gated, as in a norm written by hand."""
+    return product_kind(step, values) if _gate(step, values) is None else GATE
+
+
+def _gate(step: Step, values: Sequence[Value]) -> tuple[int, Gate] | None:
+    """Which of two inputs is the gate of a product, of two that can be that of the higher rank; or of a quotient, whose
+    divisor alone can be."""
+    if len(step.inputs) != 2 or "rounding_mode" in step.keywords:
+        return None
+    other = step.argument(1, "other")
+    can_be = [(k, gate) for k, value in enumerate(step.inputs) if (gate := values[value].gate) is not None]
+    if step.operation != "mul":
+        can_be = [(k, gate) for k, gate in can_be if isinstance(other, Slot) and k == other.k]
+    return max(can_be, key=lambda each: (each[1].rank, each[0]), default=None)
+
+
+def observe_gate(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], run: Run) -> Any:
+    """Keep what a gate multiplies the map by."""
+    found = _gate(step, values)
+    if found is not None:
+        step.gate_input, step.gate = found[0], found[1].step
+        gate = inputs[step.gate_input].detach()
+        step.kept = gate.clone() if step.operation == "mul" else gate.reciprocal()
     return run()
 
 
 def pass_gate(step: Step, signals: Signals, context: Context) -> Signals:
-    """Through a product the signal is multiplied by the constant factor; none goes to a gate."""
-    (signal,) = signals
-    if signal is None or step.kept is None:
+    """Through a product or quotient the signal is multiplied by the constant factor; none goes to a gate."""
+    (signal,), k, gate = signals, step.gate_input, step.kept
+    if signal is None or k is None:
         return adjoint(step, signals, context)
-    k, gate = step.kept
     back = unbroadcast(signal * gate.to(signal.dtype), context.values[step.inputs[1 - k]].shape)
     return [back, None] if k == 1 else [None, back]
 

@@ -25,6 +25,11 @@ def clamp_kind(step: Step, values: Sequence[Value]) -> str:
     return EXACT if high is None or high == math.inf else GENERALISED
 
 
+def bounded(step: Step) -> bool:
+    """Whether a clamp ends from above too, as a gate does."""
+    return step.kind == GENERALISED
+
+
 def rectify(step: Step, signals: Signals, context: Context) -> Signals:
     """Keep the positive part of the signal, whatever the sign of the activation."""
     (signal,) = signals[:1]

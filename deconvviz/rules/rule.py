@@ -41,8 +41,8 @@ class Rule:
     """From the signals at the step's outputs to those at its inputs."""
     boxed: Callable[[Step, Sequence[Boxed | None], Context], Sequence[Boxed | None] | None] | None = None
     """The same for signals that live in boxes; ``None`` where only the whole signals will do."""
-    gate: tuple[str, ...] = ()
-    """The kinds of its steps whose output, multiplied by a map, is a gate."""
+    gate: Callable[[Step], bool] | None = None
+    """Whether a step's output is a gate where a map is multiplied or divided by it."""
     keeps_gate: bool = False
     """Whether a gate that goes in comes out, reshaped or scaled."""
     listed: bool = True
