@@ -60,7 +60,9 @@ class Seen:
         """The dimensions that an argument names, counted from 0; all for ``None``."""
         rank = len(self.shapes[n])
         given = self.step.argument(position, name, default)
-        numbers = range(rank) if given is None or given == () else [given] if isinstance(given, int) else given
+        if given is None or given == () or isinstance(given, bool):  # std(False) is of everything, and biased
+            given = range(rank)
+        numbers = [given] if isinstance(given, int) else given
         return [d % rank for d in numbers]
 
 
@@ -142,12 +144,17 @@ def _padded(seen: Seen, axis: Axis, n: int) -> Axis:
     return replace(axis, offset=axis.offset - widths[last] * axis.jump, rigid=axis.rigid or cut)
 
 
-def _reduced(seen: Seen, axis: Axis, n: int) -> Axis:
-    dims = seen.dims(1, "dim", n)
-    if axis.dim in dims:
-        return seen.all(axis)
-    kept = len(seen.shape) == len(seen.shapes[n])
-    return replace(axis, dim=axis.dim - (0 if kept else sum(d < axis.dim for d in dims)))
+def _reduced(position: int) -> Callable[[Seen, Axis, int], Axis]:
+    """An operation that leaves one number of what lies along some dimensions."""
+
+    def way(seen: Seen, axis: Axis, n: int) -> Axis:
+        dims = seen.dims(position, "dim", n)
+        if axis.dim in dims:
+            return seen.all(axis)
+        kept = len(seen.shape) == len(seen.shapes[n])
+        return replace(axis, dim=axis.dim - (0 if kept else sum(d < axis.dim for d in dims)))
+
+    return way
 
 
 def _along(position: int, default: int | None = None) -> Callable[[Seen, Axis, int], Axis]:
@@ -256,7 +263,8 @@ def _indexed(seen: Seen, axis: Axis, n: int) -> Axis:
 _ROWS: list[tuple[str, Callable[[Seen, Axis, int], Axis]]] = [
     (
         "relu relu6 leaky_relu prelu rrelu elu selu celu gelu silu hardswish mish softplus hardtanh threshold "
-        "sigmoid hardsigmoid tanh special_expit clamp clip clamp_min abs exp erf log sqrt square neg negative "
+        "sigmoid hardsigmoid tanh special_expit clamp clip clamp_min abs exp erf log sqrt rsqrt square "
+        "reciprocal __rdiv__ neg negative "
         "dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout feature_alpha_dropout "
         "to cpu type float double half bfloat16 type_as contiguous clone local_response_norm channel_shuffle",
         _pointwise,
@@ -275,7 +283,8 @@ _ROWS: list[tuple[str, Callable[[Seen, Axis, int], Axis]]] = [
     ),
     ("pixel_unshuffle", _unshuffled),
     ("pad", _padded),
-    ("mean sum amax", _reduced),
+    ("mean sum amax std var", _reduced(1)),
+    ("norm linalg_norm linalg_vector_norm", _reduced(2)),
     ("softmax log_softmax", _along(1, -1)),
     ("glu", _along(1, -1)),
     ("layer_norm rms_norm", _last_dims),
