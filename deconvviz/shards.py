@@ -17,8 +17,15 @@ from deconvviz.errors import InvalidInput, WindowFailed
 Number = TypeVar("Number", bound=np.generic)
 
 
-def own_share(items: NDArray[Number], shard: bool) -> NDArray[Number]:
-    """Every world-size-th of ``items``, from this process's rank on; all of them if ``shard`` is false.
+def rank_and_count() -> tuple[int, int]:
+    """This process's rank and how many there are in its group; (0, 1) without one."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def own_part(items: NDArray[Number], shard: bool) -> NDArray[Number]:
+    """Every n-th of ``items`` for n processes, from this one's rank on; all of them if ``shard`` is false.
 
     Raises:
         InvalidInput: ``shard`` is true and ``torch.distributed`` is not initialised.
@@ -30,7 +37,8 @@ def own_share(items: NDArray[Number], shard: bool) -> NDArray[Number]:
             "shard is true, but torch.distributed is not initialised: call "
             "torch.distributed.init_process_group() first, under torchrun"
         )
-    return items[dist.get_rank() :: dist.get_world_size()]
+    rank, count = rank_and_count()
+    return items[rank::count]
 
 
 class OtherProcessFailed(WindowFailed):

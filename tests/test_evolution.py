@@ -389,7 +389,7 @@ def test_as_a_callback_of_lightning():
 
 def test_of_several_processes_the_first_looks(monkeypatch):
     seen = watch()
-    monkeypatch.setattr(evolution, "own_share", lambda share: (1, 2))
+    monkeypatch.setattr(evolution, "rank_and_count", lambda: (1, 2))
     seen(net(), 1)
     with pytest.raises(NoForwardPass):
         _ = seen.result

@@ -563,3 +563,16 @@ def test_covering_the_object_lowers_its_class(data, squeezenet, target, box):
     height = min(bottom, y1) - max(top, y0)
     width = min(right, x1) - max(left, x0)
     assert min(height, width) > 0 and height * width > 0.6 * 32 * 32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("engine", ["auto", "incremental", "full"])
+def test_models_in_half_precision(engine, dtype):
+    model, images = Reuses().eval(), torch.rand(1, 3, SIDE, SIDE)
+    exact = OcclusionSensitivity(model, engine="full").maps(images, 6, 4, "one")
+    half = OcclusionSensitivity(model.to(dtype), engine=engine).maps(
+        images.to(dtype), 6, 4, "one", fmap=int(exact.fmaps[0]), targets=exact.targets
+    )
+    assert half.activation_cells.dtype == torch.float32
+    for name, scale in (("activation_cells", float(exact.activation_cells.abs().max())), ("score_cells", 1.0)):
+        assert (getattr(half, name) - getattr(exact, name)).abs().max() < 0.05 * scale

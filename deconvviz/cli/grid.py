@@ -21,6 +21,7 @@ from deconvviz.explorer import Sizes
 from deconvviz.filter_grid import FilterGrid
 from deconvviz.models.zoo import LoadedModel
 from deconvviz.plotting import save_figure
+from deconvviz.shards import rank_and_count
 
 
 def grid(arguments: argparse.Namespace) -> int:
@@ -97,7 +98,7 @@ def _process_group() -> Iterator[None]:
 
 
 def _first() -> bool:
-    return not distributed.is_initialized() or distributed.get_rank() == 0
+    return rank_and_count()[0] == 0
 
 
 def _file_name(layer: str) -> str:

@@ -46,8 +46,8 @@ from deconvviz.geometry import Axis
 from deconvviz.mining.archive import hash_of, model_fingerprint, structure
 from deconvviz.mining.data import Images
 from deconvviz.mining.found import require_same
-from deconvviz.mining.shares import own_share
 from deconvviz.models.weights_file import load_state, load_weights
+from deconvviz.shards import rank_and_count
 from deconvviz.switches import OVERLAPS
 from deconvviz.units import require
 
@@ -132,7 +132,7 @@ class FeatureEvolution:
         """
         if type(epoch) is not int:
             raise InvalidInput(f"epoch is {epoch!r}; expected a whole number: int(epoch)")
-        if epoch in self.epochs and own_share(None)[0] == 0:
+        if epoch in self.epochs and rank_and_count()[0] == 0:
             self._look(require_module(model), epoch)
 
     def on_train_epoch_end(self, trainer: Any, module: nn.Module) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deconvviz.incremental.regions import Boxes, Firsts, Region
+from deconvviz.inputs import at_least_float32
 
 
 class CleanValue:
@@ -44,18 +45,13 @@ class CleanValue:
     def sums(self, boxes: Region) -> Tensor:
         """(B, ...): what the boxes hold in all."""
         if boxes.size not in self._sums:
-            sums = self.rows.to(sums_in(self.rows))
+            sums = self.rows.to(at_least_float32(self.rows))
             for axis, n in enumerate(boxes.size):
                 sums = sums.unfold(axis, n, 1).sum(-1)
             self._sums[boxes.size] = sums.flatten(0, len(boxes.size) - 1)
         places = [n - size + 1 for n, size in zip(boxes.space, boxes.size, strict=True)]
         index = _index(boxes.firsts, [1] * len(places), places)
         return self._sums[boxes.size].index_select(0, _tensor(index.ravel(), self.rows))
-
-
-def sums_in(tensor: Tensor) -> torch.dtype:
-    """The type to add up in: half precision would overflow."""
-    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def read(clean: CleanValue, changed: Region, crops: Tensor, wanted: Boxes | Region, fill: float = 0.0) -> Tensor:

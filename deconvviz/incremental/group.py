@@ -9,10 +9,11 @@ import numpy as np
 from torch import Tensor
 
 from deconvviz.incremental.clean import ALLOCATES, CleanPass
-from deconvviz.incremental.crops import read, sums_in
+from deconvviz.incremental.crops import read
 from deconvviz.incremental.forms import FORMS
 from deconvviz.incremental.regions import Boxes, Firsts, Region
 from deconvviz.incremental.work import Work
+from deconvviz.inputs import at_least_float32
 from deconvviz.tape import Slot, Step, flatten
 
 DENSE_FROM = 0.95
@@ -112,15 +113,16 @@ class Batch:
         one."""
         region, crops = boxes_of(self._regions, value), self.held[value]
         crops = crops if part is None else crops.narrow(*part)
-        return crops.sum(region.axes, dtype=sums_in(crops)) - self._clean.value(value, region.axes, part).sums(region)
+        changed = crops.sum(region.axes, dtype=at_least_float32(crops))
+        return changed - self._clean.value(value, region.axes, part).sums(region)
 
     def total(self, value: int, fmap: int) -> Tensor:
         """(B,): a feature map's total activation, on axis 1 of a value."""
         region, clean = self._regions.get(value), self._clean.contents[value]
         if region is None or 1 in region.axes:
             whole = self.whole(value)[:, fmap]
-            return whole.reshape(len(whole), -1).sum(1, dtype=sums_in(whole))
-        return clean[0, fmap].sum(dtype=sums_in(clean)) + self.change(value, (1, fmap, 1)).flatten(1).sum(1)
+            return whole.reshape(len(whole), -1).sum(1, dtype=at_least_float32(whole))
+        return clean[0, fmap].sum(dtype=at_least_float32(clean)) + self.change(value, (1, fmap, 1)).flatten(1).sum(1)
 
     def read(self, value: int, wanted: Boxes | Region, fill: float = 0.0) -> Tensor:
         """Other boxes of a value, the padding included (:func:`~deconvviz.incremental.crops.read`)."""

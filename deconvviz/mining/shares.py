@@ -11,6 +11,7 @@ from torch import distributed
 
 from deconvviz.errors import InvalidInput
 from deconvviz.mining.found import Found
+from deconvviz.shards import rank_and_count
 
 
 def own_share(share: Sequence[int] | None) -> tuple[int, int]:
@@ -20,9 +21,7 @@ def own_share(share: Sequence[int] | None) -> tuple[int, int]:
         if not 0 <= rank < world:
             raise InvalidInput(f"share is {tuple(share)}; expected (i, n) with 0 <= i < n")
         return rank, world
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
+    return rank_and_count()
 
 
 def of_share(path: Path, rank: int, world: int) -> Path:

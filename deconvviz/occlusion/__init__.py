@@ -43,7 +43,7 @@ from deconvviz.occlusion.maps import OcclusionMaps, occlusion_maps
 from deconvviz.occlusion.refinement import Refine, Refinement
 from deconvviz.occlusion.sweep import FullEngine, IncrementalEngine, Rows, sweep
 from deconvviz.occlusion.windows import Windows, circles, segments
-from deconvviz.shards import gathered, own_share, together
+from deconvviz.shards import gathered, own_part, together
 from deconvviz.targets import selected
 from deconvviz.units import FeatureMaps, require
 
@@ -147,7 +147,7 @@ class OcclusionSensitivity(PerturbationAttribution):
             batch = _whole_number(perturbations_per_eval)
             results = []
             for i, tensor in enumerate(tensors):
-                order = own_share(windows[i].order(), self.shard)
+                order = own_part(windows[i].order(), self.shard)
                 whole = _full_engines(model, tensors, i, windows[i], fills[i], clean)
                 falls = torch.zeros(len(windows[i]), len(flat), dtype=torch.float64, device="cpu")
                 for chosen, rows in sweep(

@@ -27,8 +27,8 @@ from deconvviz.occlusion.refinement import Refine, Refinement, refined
 from deconvviz.occlusion.sweep import FullEngine, IncrementalEngine, Rows, sweep
 from deconvviz.occlusion.windows import Windows
 from deconvviz.plotting.occlusion import figure7
-from deconvviz.shards import gathered, own_share
-from deconvviz.units import FeatureMaps, feature_maps, require
+from deconvviz.shards import gathered, own_part
+from deconvviz.units import FeatureMaps, feature_maps, require, totals
 
 SCORES = ("probability", "logit")
 
@@ -243,7 +243,7 @@ class _Maps:
         if only is not None:
             order = order[np.isin(order, only)]
         numbers, parts = [np.zeros(0, np.int64)], []
-        own = own_share(order, self.shard)
+        own = own_part(order, self.shard)
         compared = {name: self.clean[name] for name in ("activation", "scores")}
         for chosen, rows in sweep(engine, changed, whole, own, compared, batch, images.device.type, progress):
             numbers.append(chosen)
@@ -274,8 +274,8 @@ class _Maps:
 
         def finish(outcomes: Sequence[Outcome], count: int) -> Rows:
             outputs = torch.stack([outcome.whole(output) for outcome in outcomes], 1).flatten(0, 1)
-            totals = [outcome.total(value, int(m)) for outcome, m in zip(outcomes, self.fmaps, strict=True)]
-            return self._scores(torch.stack(totals, 1), outputs, count)
+            activations = [outcome.total(value, int(m)) for outcome, m in zip(outcomes, self.fmaps, strict=True)]
+            return self._scores(torch.stack(activations, 1), outputs, count)
 
         return IncrementalEngine(passes, images, windows, fill, finish)
 
@@ -290,14 +290,14 @@ class _Maps:
     def _rows(self, activation: Tensor, outputs: Tensor, count: int) -> Rows:
         """Results of ``count`` copies of the images."""
         chosen = activation.unflatten(0, (count, -1))[:, torch.arange(len(self.fmaps), device="cpu"), self.fmaps]
-        return self._scores(chosen.reshape(*chosen.shape[:2], -1).sum(-1), outputs, count)
+        return self._scores(totals(chosen), outputs, count)
 
-    def _scores(self, totals: Tensor, outputs: Tensor, count: int) -> Rows:
+    def _scores(self, activations: Tensor, outputs: Tensor, count: int) -> Rows:
         scores = (outputs.softmax(1) if self.score == "probability" else outputs).unflatten(0, (count, -1))
         best = scores.topk(self.best, dim=2)
         targets = self.targets.expand(count, -1, -1)
         return {
-            "activation": totals,
+            "activation": activations,
             "scores": scores.gather(2, targets),
             "labels": best.indices,
             "label_scores": best.values,
