@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from deconvviz.incremental.crops import CleanValue
+from deconvviz.incremental.forms import row_of
 from deconvviz.incremental.kernels import Kernel, filtering, product
 from deconvviz.incremental.rewriting import cheaper
-from deconvviz.incremental.work import first_alone
+from deconvviz.incremental.whole import whole
 from deconvviz.rules.linear import each, filter_arguments
 from deconvviz.tape import Step, Tape, flatten
 
@@ -67,7 +67,8 @@ class CleanPass:
     def whole(self, i: int, in_place: bool) -> Callable[[Batch], Any]:
         """What computes step ``i`` on whole values; ``in_place`` as it was recorded, else in new memory."""
         if (i, in_place) not in self._wholes:
-            self._wholes[i, in_place] = whole(self, self.steps[i], in_place)
+            step = self.steps[i]
+            self._wholes[i, in_place] = whole(self, step, row_of(step.operation).takes_batch, in_place)
         return self._wholes[i, in_place]
 
     def _run(self, image: Tensor) -> dict[int, Tensor]:
@@ -78,88 +79,6 @@ class CleanPass:
                 outputs = flatten(step.rerun(*(contents[value] for value in step.inputs)))
                 contents.update({v: o for v, o in zip(step.outputs, outputs, strict=False) if v is not None})
         return contents
-
-
-def whole(clean: CleanPass, step: Step, in_place: bool = False) -> Callable[[Batch], Any]:
-    """Compute a step on whole values: as it was recorded if it treats axis 0 as a batch, else one by one."""
-    shapes = [clean.shape(value) for value in (*step.inputs, *step.outputs)]
-    batched = all(shape and shape[0] == 1 for shape in shapes) and _keeps_batch(step, shapes)
-    lacking = [not shape or shape[0] != 1 for shape in shapes]
-    inputs = len(step.inputs)
-    padding = _kernel_padding(step) if batched else None
-
-    def run(batch: Batch) -> Any:
-        tensors = [batch.whole(value) for value in step.inputs]
-        if padding is not None:
-            return clean.kernel(step)(*tensors, *padding)
-        if batched:
-            return step.overwrite(*tensors) if in_place else step.rerun(*tensors)
-        single = [t if lack else t.unsqueeze(1) for t, lack in zip(tensors, lacking, strict=False)]
-        try:
-            outputs = vmap(lambda *each: tuple(flatten(step.rerun(*each))))(*single)
-        except (RuntimeError, ValueError, NotImplementedError):  # what vmap cannot follow, one by one
-            each = [flatten(step.rerun(*one)) for one in zip(*single, strict=True)]
-            outputs = tuple(torch.stack(parts) for parts in zip(*each, strict=True))
-        return [o if lack else o.squeeze(1) for o, lack in zip(outputs, lacking[inputs:], strict=False)]
-
-    return run
-
-
-ALLOCATES = frozenset(f"{name}{n}d" for name in ("conv", "max_pool", "avg_pool") for n in (1, 2, 3)) | {
-    "linear", "batch_norm", "addcmul", "cat", "add", "relu", "relu6", "hardswish", "silu", "clamp", "hardtanh"
-}  # fmt: skip
-"""Operations that give new tensors on whole values, or what they may overwrite."""
-
-
-def _kernel_padding(step: Step) -> list[list[int]] | None:
-    """What :meth:`CleanPass.kernel`'s takes beside its input, for a step that it computes; ``None`` for others."""
-    if not first_alone(step) or step.operation not in ("linear", "conv2d"):
-        return None
-    if step.operation == "linear":
-        return []
-    _, _, padding, _, _ = filter_arguments(*step.arguments, **step.keywords)
-    return None if isinstance(padding, str) else [each(padding, 2)]
-
-
-_OF_RANK = frozenset(f"{name}{n}d" for name in ("conv", "max_pool", "avg_pool", "adaptive_avg_pool") for n in (1, 2, 3))
-_OF_ANY_RANK = frozenset((
-    "batch_norm", "group_norm", "instance_norm", "local_response_norm", "relu", "relu6", "leaky_relu",
-    "prelu", "elu", "selu", "celu", "gelu", "silu", "hardswish", "mish", "softplus", "clamp", "hardtanh", "sigmoid",
-    "hardsigmoid", "tanh", "linear", "dropout", "contiguous", "interpolate",
-))  # fmt: skip
-"""Operations that treat axis 0 as the batch's: the first ones of an input of their own rank."""
-
-
-_OF_SEVERAL = frozenset(("add", "sub", "mul", "div", "addcmul"))
-ATTENTION = "scaled_dot_product_attention"
-
-
-def _keeps_batch(step: Step, shapes: Sequence[Sequence[int]]) -> bool:
-    """Whether a recorded step can be called on a batch of values of ``shapes``, whose batch axis is 1."""
-    rank = len(shapes[0])
-    constants = flatten([step.arguments, step.keywords])
-    if step.operation == "cat":
-        dim = step.argument(1, "dim", 0)
-        return not constants and dim % rank > 0 and all(len(shape) == rank for shape in shapes)
-    attends = step.operation == ATTENTION and rank > 2
-    if attends and any(isinstance(step.argument(i, name), Tensor) for i, name in enumerate(("query", "key", "value"))):
-        return False
-    if step.operation in _OF_SEVERAL or attends:
-        return all(len(s) == rank for s in shapes) and all(
-            c.dim() < rank or (c.dim() == rank and c.shape[0] == 1) for c in constants
-        )
-    if not first_alone(step):
-        return False
-    if step.operation == "flatten":
-        return int(step.argument(1, "start_dim", 0)) % rank > 0
-    if step.operation in ("softmax", "log_softmax"):
-        dim = step.argument(1, "dim", None)
-        return dim is not None and dim % rank > 0
-    if step.operation == "layer_norm":
-        return len(step.argument(1, "normalized_shape")) < rank
-    if step.operation in _OF_RANK:
-        return rank == int(step.operation[-2]) + 2
-    return rank > 1 and step.operation in _OF_ANY_RANK and not (step.operation == "dropout" and step.kept is not None)
 
 
 def channels_last(images: Tensor) -> Tensor:

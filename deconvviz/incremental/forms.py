@@ -1,14 +1,15 @@
 """How each operation is computed only where a patch changed its input: one table, :data:`FORMS`.
 
 A form looks at a recorded step once for a whole sweep and either returns a :class:`Work`, which computes boxes
-from boxes, or ``None``: then the step is computed on whole values, which is right for every operation.
+from boxes, or ``None``: then the step is computed on whole values, which is right for every operation. A row says
+besides what of them goes as one batch.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,19 @@ from deconvviz.geometry.ways import kept_dims
 from deconvviz.incremental.crops import along, clean_boxes, from_rows, lay, to_rows
 from deconvviz.incremental.pools import adaptive, average_pooled, averaged, max_pooled
 from deconvviz.incremental.regions import Boxes, Region, union
+from deconvviz.incremental.whole import (
+    TakesBatch,
+    along_another,
+    attention,
+    each_cell,
+    flattened,
+    joined,
+    never,
+    of_any_rank,
+    of_last_axes,
+    of_rank,
+    undrawn,
+)
 from deconvviz.incremental.work import Form, Work, first_alone, trailing
 from deconvviz.rules.linear import each, filter_arguments
 from deconvviz.tape import Slot, Step, flatten
@@ -256,30 +270,58 @@ def _same_padding(kernel: Sequence[int]) -> list[int]:
     return [(k - 1) // 2 for k in kernel]
 
 
-_ROWS: list[tuple[str, Form]] = [
-    ("conv1d conv2d conv3d", filtered),
-    ("max_pool1d max_pool2d max_pool3d", max_pooled),
-    ("avg_pool1d avg_pool2d avg_pool3d", average_pooled),
-    ("adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d", adaptive),
-    ("mean", averaged),
+class Row(NamedTuple):
+    """What is known of some operations."""
+
+    form: Form | None
+    """From boxes to boxes; ``None`` if that is not known."""
+    takes_batch: TakesBatch = never
+    """Whether whole values of several windows go as one batch."""
+    fresh: bool = False
+    """Whole values come out in new memory, or in what the operation may overwrite."""
+
+
+_ROWS: list[tuple[str, Row]] = [
+    ("conv1d conv2d conv3d", Row(filtered, of_rank, fresh=True)),
+    ("max_pool1d max_pool2d max_pool3d", Row(max_pooled, of_rank, fresh=True)),
+    ("avg_pool1d avg_pool2d avg_pool3d", Row(average_pooled, of_rank, fresh=True)),
+    ("adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d", Row(adaptive, of_rank)),
+    ("mean", Row(averaged)),
     (
-        "relu relu6 leaky_relu elu selu celu gelu silu hardswish mish softplus clamp clip clamp_min hardtanh "
-        "threshold sigmoid hardsigmoid tanh erf hardshrink softshrink softsign log_sigmoid neg exp log sqrt abs "
-        "pow square add sub rsub mul div addcmul where maximum minimum type float double half bfloat16",
-        pointwise,
+        "relu relu6 leaky_relu elu selu celu gelu silu hardswish mish softplus clamp clip clamp_min hardtanh threshold "
+        "sigmoid hardsigmoid tanh erf hardshrink softshrink softsign log_sigmoid neg exp log sqrt abs pow square add "
+        "sub rsub mul div addcmul where maximum minimum",
+        Row(pointwise, each_cell, fresh=True),
     ),
-    ("prelu layer_norm rms_norm linear softmax log_softmax glu local_response_norm", channelwise),
-    ("cat concat concatenate", concatenated),
+    ("type float double half bfloat16", Row(pointwise, each_cell)),
+    ("prelu local_response_norm", Row(channelwise, of_any_rank)),
+    ("linear", Row(channelwise, of_any_rank, fresh=True)),
+    ("layer_norm", Row(channelwise, of_last_axes)),
+    ("softmax log_softmax", Row(channelwise, along_another)),
+    ("rms_norm glu", Row(channelwise)),
+    ("batch_norm", Row(None, of_any_rank, fresh=True)),
+    ("group_norm instance_norm", Row(None, of_any_rank)),
+    ("scaled_dot_product_attention", Row(None, attention)),
+    ("cat concat concatenate", Row(concatenated, joined, fresh=True)),
     (
         "permute transpose movedim moveaxis swapaxes swapdims getitem chunk split narrow select tensor_split unbind "
         "index_select",
-        rearranged,
+        Row(rearranged),
     ),
-    ("view reshape flatten unflatten squeeze unsqueeze", reshaped),
-    ("contiguous clone", unchanged),
-    ("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout", dropped),
-    ("pad", padded),
-    ("interpolate", enlarged),
+    ("flatten", Row(reshaped, flattened)),
+    ("view reshape unflatten squeeze unsqueeze", Row(reshaped)),
+    ("contiguous", Row(unchanged, of_any_rank)),
+    ("clone", Row(unchanged)),
+    ("dropout", Row(dropped, undrawn)),
+    ("dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout", Row(dropped)),
+    ("pad", Row(padded)),
+    ("interpolate", Row(enlarged, of_any_rank)),
 ]
+UNKNOWN = Row(None)
 
-FORMS: dict[str, Form] = {name: form for names, form in _ROWS for name in names.split()}
+FORMS: dict[str, Row] = {name: row for names, row in _ROWS for name in names.split()}
+
+
+def row_of(operation: str) -> Row:
+    """The row of an operation; what has none is computed on whole values, window by window."""
+    return FORMS.get(operation, UNKNOWN)

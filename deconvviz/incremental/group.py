@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from torch import Tensor
 
-from deconvviz.incremental.clean import ALLOCATES, CleanPass
+from deconvviz.incremental.clean import CleanPass
 from deconvviz.incremental.crops import read
-from deconvviz.incremental.forms import FORMS
+from deconvviz.incremental.forms import row_of
 from deconvviz.incremental.regions import Boxes, Firsts, Region
 from deconvviz.incremental.work import Work
 from deconvviz.inputs import at_least_float32
@@ -78,12 +78,12 @@ class Group:
 
     def _plan(self, i: int, step: Step) -> Work:
         """Choose how to compute a step, and count it."""
-        form, work = FORMS.get(step.operation), None
-        if form is not None and all(self.regions.get(value) is not None for value in step.inputs):
-            work = form(self, step)
+        row, work = row_of(step.operation), None
+        if row.form is not None and all(self.regions.get(value) is not None for value in step.inputs):
+            work = row.form(self, step)
         if work is None or any(r is not None and r.coverage >= self._dense_from for r in work.regions):
             run = self.clean.whole(i, in_place=self.may_overwrite(step))
-            work = Work([None] * len(step.outputs), run, step.operation in ALLOCATES, whole=True)
+            work = Work([None] * len(step.outputs), run, row.fresh, whole=True)
         for value, region in zip(step.outputs, work.regions, strict=False):
             if value is not None:
                 self.regions[value] = region
