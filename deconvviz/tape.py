@@ -65,8 +65,8 @@ class Step:
     """The argument that the operation overwrites (a position or keyword), if it works in place."""
     gate: int | None = None
     """The step whose output is the gate, if this is a product or quotient with one."""
-    gate_input: int | None = None
-    """Which of the inputs is that gate: no signal goes to it."""
+    constant: tuple[int, ...] = ()
+    """Which of the inputs are constants of the pass, such as that gate: no signal goes to them."""
     autocast: torch.dtype | None = None
     """The type that autocast asked for here, if it was on."""
     derived: bool = False
@@ -112,7 +112,7 @@ class Step:
         arguments, keywords = self.filled(inputs)
         return self.function(*arguments, **keywords)
 
-    def filled(self, inputs: Sequence[Tensor]) -> tuple[list[Any], dict[str, Any]]:
+    def filled(self, inputs: Sequence[Tensor | Slot]) -> tuple[list[Any], dict[str, Any]]:
         """The arguments and keywords with ``inputs`` in the slots."""
         return list(fill(list(self.arguments), inputs)), fill(self.keywords, inputs)
 
@@ -186,7 +186,7 @@ class Tape:
         reached, steps = {i for i in self.calls[-1].outputs if i is not None} or unused, []
         for step in reversed(self.steps):
             if not reached.isdisjoint(step.outputs):
-                reached.update(value for k, value in enumerate(step.inputs) if k != step.gate_input)
+                reached.update(value for k, value in enumerate(step.inputs) if k not in step.constant)
                 steps.append(step)
         return steps
 
@@ -249,7 +249,7 @@ def autocast_on(device: str) -> torch.dtype | None:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
-def fill(item: Any, inputs: Sequence[Tensor]) -> Any:
+def fill(item: Any, inputs: Sequence[Tensor | Slot]) -> Any:
     """Put ``inputs`` into the slots of a nest of tuples, lists and dicts."""
     if isinstance(item, Slot):
         return inputs[item.k]

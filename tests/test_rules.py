@@ -529,6 +529,16 @@ GATED = {
     "gather of the largest": lambda x, held: x.gather(1, x.argmax(1, keepdim=True)),
     "index_select of the largest": lambda x, held: x.index_select(1, x.sum((0, 2, 3)).argsort()[:2]),
     "matmul of a detached map": lambda x, held: x.detach() @ x.mT,
+    "matmul of attention": lambda x, held: F.dropout(held((x @ x.mT / 2).softmax(-1)), training=False) @ x,
+    "bmm of attention": lambda x, held: torch.bmm(x.flatten(2), held(torch.sigmoid(x.flatten(2).mT @ x.flatten(2)))),
+    "mm of attention": lambda x, held: torch.mm(held(x[0, 0].softmax(1)), mat2=x[1, 1, :3]),
+    "einsum of attention": lambda x, held: torch.einsum(
+        "nqk,nck->ncq", held(torch.einsum("ncq,nck->nqk", x.flatten(2), x.flatten(2)).softmax(2)), x.flatten(2)
+    ),
+    "scaled_dot_product_attention": lambda x, held: F.scaled_dot_product_attention(held(x), held(x), x),
+    "scaled_dot_product_attention, one query": lambda x, held: F.scaled_dot_product_attention(
+        query=OTHER[:, :, :1], key=held(x), value=2 * x, is_causal=True
+    ),
 }
 
 
@@ -726,11 +736,13 @@ WITHOUT_RULE = {
     "reciprocal": lambda x: (x + 9).reciprocal(),
     "__rdiv__": lambda x: 1 / (x + 9),
     "matmul": lambda x: x @ x.mT,
+    "matmul of bounded maps": lambda x: x.tanh() @ x.mT,
+    "matmul of weights": lambda x: x.softmax(1) @ x.softmax(2).mT,
     "einsum": lambda x: torch.einsum("nchw,ndhw->ncd", x, x),
     "conv2d": lambda x: F.conv2d(x[:1], x[1:]),
     "linear": lambda x: F.linear(x, x[0, 0]),
     "grid_sample": lambda x: F.grid_sample(OTHER, x[..., :2] / 4, align_corners=False),
-    "scaled_dot_product_attention": lambda x: F.scaled_dot_product_attention(x, x, x),
+    "scaled_dot_product_attention of constants": lambda x: F.scaled_dot_product_attention(x, x, OTHER),
     "sort": lambda x: x.sort(1)[0],
     "topk": lambda x: x.topk(2, 1).values,
     "clamp": lambda x: x.clamp(-1, 1),

@@ -10,7 +10,8 @@ generalised    other rectifiers: as ReLU; norms: the statistics are constants of
                so scale only; contrast normalisation: identity
 constant gate  sigmoid(a) * b and the like (also clamp(a, 0, c) * b, tanh(a) * b): the gate is a
                constant, like a switch; so is the statistic in a norm written by hand
-               (b / sqrt(a), b * rsqrt(a), b / norm(a), b / std(a))
+               (b / sqrt(a), b * rsqrt(a), b / norm(a), b / std(a)), and the weights of attention
+               (softmax(a) @ b)
 gradient       sigmoid and softmax elsewhere (a head): the plain gradient
 unsupported    anything else: an error, unless the caller asks for the gradient
 =============  ===========================================================================
@@ -66,7 +67,7 @@ _ROWS: list[tuple[str, Rule]] = [
         ),
     ),
     (
-        "conv_transpose1d conv_transpose2d conv_transpose3d matmul mm bmm mv dot einsum tensordot bilinear grid_sample",
+        "conv_transpose1d conv_transpose2d conv_transpose3d mv dot tensordot bilinear grid_sample",
         Rule(EXACT, linear.adjoint, listed=False, classify=linear.product_kind),
     ),
     (
@@ -149,6 +150,14 @@ _ROWS: list[tuple[str, Rule]] = [
             observe=gates.observe_gate,
         ),
     ),
+    (
+        "matmul mm bmm einsum",
+        Rule(EXACT, gates.weigh_back, listed=False, classify=gates.weighted_kind, observe=gates.observe_weights),
+    ),
+    (
+        "scaled_dot_product_attention",
+        Rule(GATE, gates.weigh_back, classify=gates.attention_kind, observe=gates.observe_attention),
+    ),
     ("glu", Rule(GATE, gates.gated_half, observe=gates.observe_glu)),
     (
         "dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout feature_alpha_dropout",
@@ -156,6 +165,7 @@ _ROWS: list[tuple[str, Rule]] = [
             EXACT,
             gates.drop,
             boxed.pointwise,
+            keeps_gate=True,
             listed=False,
             classify=gates.dropout_kind,
             observe=gates.observe_dropout,

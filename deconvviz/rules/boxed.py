@@ -40,9 +40,9 @@ def _varies(item: object) -> bool:
 def product(step: Step, signals: Boxes, context: Context) -> Boxes | None:
     """A gate that has the map's positions or one number for all, and its channels or one for all."""
     (signal,) = signals
-    k, gate = step.gate_input, step.kept
-    if signal is None or k is None:
+    if signal is None or not step.constant:
         return None
+    (k,), gate = step.constant, step.kept
     shape, other = (tuple(context.values[step.inputs[i]].shape) for i in (1 - k, k))
     if shape[2:] != signal.space or len(other) != len(shape) or shape[0] != other[0] or other[1] not in (1, shape[1]):
         return None

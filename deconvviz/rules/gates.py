@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from deconvviz.rules.linear import adjoint, as_fine, product_kind, pull_back, unbroadcast
-from deconvviz.rules.rule import EXACT, GATE, GENERALISED, Context, Run, Signals
+from deconvviz.rules.rule import EXACT, GATE, GENERALISED, UNSUPPORTED, Context, Run, Signals
 from deconvviz.tape import Gate, Slot, Step, Value
 
 
@@ -54,19 +55,68 @@ def observe_gate(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], 
     """Keep what a gate multiplies the map by."""
     found = _gate(step, values)
     if found is not None:
-        step.gate_input, step.gate = found[0], found[1].step
-        gate = inputs[step.gate_input].detach()
+        k, (step.gate, _) = found
+        step.constant, gate = (k,), inputs[k].detach()
         step.kept = gate.clone() if step.operation == "mul" else gate.reciprocal()
     return run()
 
 
 def pass_gate(step: Step, signals: Signals, context: Context) -> Signals:
     """Through a product or quotient the signal is multiplied by the constant factor; none goes to a gate."""
-    (signal,), k, gate = signals, step.gate_input, step.kept
-    if signal is None or k is None:
+    (signal,), gate = signals, step.kept
+    if signal is None or not step.constant:
         return adjoint(step, signals, context)
+    (k,) = step.constant
     back = unbroadcast(signal * gate.to(signal.dtype), context.values[step.inputs[1 - k]].shape)
     return [back, None] if k == 1 else [None, back]
+
+
+def weighted_kind(step: Step, values: Sequence[Value]) -> str:
+    """A matrix product with attention weights is gated by them."""
+    return GATE if _weights(step, values) is not None else product_kind(step, values)
+
+
+def _weights(step: Step, values: Sequence[Value]) -> tuple[int, Gate] | None:
+    """Which of two factors is attention weights, a softmax or sigmoid; none if both can be."""
+    surely = [(k, gate) for k, value in enumerate(step.inputs) if (gate := values[value].gate) and gate.rank == 2]
+    return surely[0] if len(step.inputs) == 2 and len(surely) == 1 else None
+
+
+def observe_weights(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], run: Run) -> Any:
+    """Keep the attention weights."""
+    found = _weights(step, values)
+    if found is not None:
+        k, (step.gate, _) = found
+        step.constant, step.kept = (k,), {k: inputs[k].detach().clone()}
+    return run()
+
+
+def attention_kind(step: Step, values: Sequence[Value]) -> str:
+    """What the weights that queries and keys give mix are the values; in train mode some weights are dropped."""
+    mixes = isinstance(step.argument(2, "value"), Slot) and not step.argument(4, "dropout_p", 0.0)
+    return GATE if mixes else UNSUPPORTED
+
+
+def observe_attention(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], run: Run) -> Any:
+    """Keep the queries and keys."""
+    value = step.argument(2, "value")
+    if step.kind == GATE:
+        step.constant = tuple(k for k in range(len(inputs)) if k != value.k)
+        step.kept = {k: inputs[k].detach().clone() for k in step.constant}
+    return run()
+
+
+def weigh_back(step: Step, signals: Signals, context: Context) -> Signals:
+    """The adjoint in the one input that is no constant of the pass: the transposed matrix of the weights."""
+    (signal,) = signals
+    if signal is None or not step.constant:
+        return adjoint(step, signals, context)
+    inputs = [Slot(0) if k not in step.constant else step.kept[k].to(signal.dtype) for k in range(len(step.inputs))]
+    (k,) = set(range(len(inputs))).difference(step.constant)
+    arguments, keywords = step.filled(inputs)
+    alone = replace(step, arguments=tuple(arguments), keywords=keywords, inputs=(step.inputs[k],))
+    (back,) = adjoint(alone, signals, context)
+    return [back if i == k else None for i in range(len(inputs))]
 
 
 def observe_glu(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], run: Run) -> Any:
