@@ -168,6 +168,38 @@ def test_enlarged(axes, linear, by_size, data):
     assert plan.groups[0].regions[plan._clean.steps[1].outputs[0]] is not None or plan.groups[0].whole_from < 2
 
 
+@at_random
+@given(st.lists(st.tuples(st.integers(4, 12), st.integers(0, 4), st.integers(1, 4)), min_size=1, max_size=3), st.data())
+def test_slices_of_cells(axes, data):
+    """From any cell, to any, in any steps, on each axis; and windows that none of the cells are in."""
+    space = [extent + 2 for extent, _, _ in axes]
+    cuts = [slice(min(a, n - 1), data.draw(st.integers(min(a, n - 1) + 1, n + 2)), every) for n, a, every in axes]
+    patch = tuple(data.draw(st.integers(1, extent)) for extent in space)
+    model, images = around(Calls(lambda x: x[(..., *cuts)]), n=len(axes)), image(*space)
+    firsts = spread(space, patch)
+    with torch.no_grad():
+        expected, (found, _) = whole(model, images, patch, firsts), incremental(model, images, patch, firsts)
+    assert (found - expected).abs().max() <= 1e-10 * expected.abs().max()
+
+
+class ShortcutWithoutWeights(nn.Module):
+    """The CIFAR ResNets': every second cell, and zeros for the new channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 8, 3, 2, 1)
+
+    def forward(self, x):
+        x = F.relu(self.first(x))
+        return F.relu(self.second(x) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2), "constant", 0))
+
+
+def test_a_shortcut_without_weights_is_computed_in_part():
+    torch.manual_seed(0)
+    plan = agree(ShortcutWithoutWeights().double(), image(22, 25), (3, 2), spread((22, 25), (3, 2), 7))
+    assert None not in plan.groups[0].regions.values()
+
+
 @pytest.mark.parametrize("how", [{"align_corners": True}, {"antialias": True}, {"scale_factor": 2.1}], ids=str)
 def test_other_interpolations_are_computed_whole(how):
     layer = Calls(lambda x: F.interpolate(x, **{"scale_factor": 2, "mode": "bilinear", **how}))
@@ -272,6 +304,11 @@ LAYERS = {
     "a map as constant": Calls(lambda x: x * torch.linspace(0, 1, x.shape[3]).double()),
     "a channel's constant": Calls(lambda x: x * torch.linspace(0.5, 1, 4).double().view(4, 1, 1)),
     "padded": Calls(lambda x: F.pad(x, (1, 2, 3, 0), value=0.5)),
+    "padded channels and cells": Calls(lambda x: F.pad(x, (2, 0, 0, 1, 1, 2), value=0.5)[:, 2:6]),
+    "padded batch": Calls(lambda x: F.pad(x, (0, 0, 0, 0, 0, 0, 1, 0))[1:]),
+    "every second cell": Calls(lambda x: x[:, :, ::2, 1::2]),
+    "every second cell of some channels": Calls(lambda x: torch.cat([x[:, 1:3, 1::2]] * 2, 1)),
+    "a part of the cells": Calls(lambda x: x[..., 3:-2, 1:9]),
     "padded channels": Calls(lambda x: F.pad(x, (0, 0, 0, 0, 1, 1))[:, 1:5]),
     "reflected": Calls(lambda x: F.pad(x, (1, 2, 3, 0), mode="reflect")),
     "enlarged": Calls(lambda x: F.interpolate(x, scale_factor=3)),

@@ -237,14 +237,9 @@ def _cut(seen: Seen, axis: Axis, n: int) -> Axis:
 
 def _indexed(seen: Seen, axis: Axis, n: int) -> Axis:
     """Numbers, slices, ``None`` and ``...``; a slice along the axis only from its start, in steps of one."""
-    given = seen.step.argument(1, "index")
-    index = list(given) if isinstance(given, tuple) else [given]
+    index = whole_index(seen.step.argument(1, "index"), len(seen.shapes[n]))
     if any(isinstance(item, (Tensor, list, Slot, bool)) for item in index):
         return seen.all(axis)
-    rank = len(seen.shapes[n])
-    missing = rank - sum(item is not None and item is not Ellipsis for item in index)
-    where = next((k for k, item in enumerate(index) if item is Ellipsis), len(index))
-    index[where : where + 1] = [slice(None)] * missing
     old = new = 0
     for item in index:
         if item is None:
@@ -258,6 +253,14 @@ def _indexed(seen: Seen, axis: Axis, n: int) -> Axis:
             return replace(moved, rigid=axis.rigid or first >= step or end != seen.shapes[n][old])
         old, new = old + 1, new + isinstance(item, slice)
     return seen.all(axis)
+
+
+def whole_index(given: Any, rank: int) -> list[Any]:
+    """What an index says of each dimension, those too that it leaves out or has in its ``...``."""
+    index = list(given) if isinstance(given, tuple) else [given]
+    missing = rank - sum(item is not None and item is not Ellipsis for item in index)
+    where = next((k for k, item in enumerate(index) if item is Ellipsis), len(index))
+    return index[:where] + [slice(None)] * missing + index[where + 1 :]
 
 
 _ROWS: list[tuple[str, Callable[[Seen, Axis, int], Axis]]] = [

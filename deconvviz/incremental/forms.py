@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deconvviz.geometry.ways import kept_dims
+from deconvviz.geometry.ways import kept_dims, whole_index
 from deconvviz.incremental.crops import along, clean_boxes, from_rows, lay, to_rows
 from deconvviz.incremental.pools import adaptive, average_pooled, averaged, max_pooled
 from deconvviz.incremental.regions import Boxes, Region, union
@@ -169,6 +169,24 @@ def rearranged(group: Group, step: Step) -> Work | None:
     return Work(regions, lambda batch: step.call(batch.crops(step.inputs[0])), fresh=False)
 
 
+def indexed(group: Group, step: Step) -> Work | None:
+    """Channels chosen; or a part of the cells, or every so many of them: windows of one cell with a stride."""
+    work, region = rearranged(group, step), group.region(step.inputs[0])
+    old, new = group.shape(step.inputs[0]), group.shape(step.outputs[0])
+    index = whole_index(step.argument(1, "index"), len(old))
+    if work is not None or not first_alone(step) or 0 in new or index[0] != slice(None):
+        return work
+    if any(not isinstance(item, slice) for item in index):
+        return None
+    spans = [index[axis].indices(old[axis]) for axis in region.axes]
+    cell, before, stride = [1] * len(spans), [-first for first, _, _ in spans], [every for _, _, every in spans]
+    out = region.through(cell, stride, before, [new[axis] for axis in region.axes])
+    wanted = out.read_by(cell, stride, before)
+    for axis, every in zip(region.axes, stride, strict=True):
+        index[axis] = slice(None, None, every)
+    return Work([out], lambda batch: batch.read(step.inputs[0], wanted)[tuple(index)], fresh=False)
+
+
 _CUTS = frozenset(("chunk", "split", "tensor_split", "unbind"))
 
 
@@ -209,19 +227,23 @@ def dropped(group: Group, step: Step) -> Work | None:
 
 
 def padded(group: Group, step: Step) -> Work | None:
-    """Constant padding moves the boxes."""
+    """Constant padding moves the boxes, and adds channels to their cells."""
     region, pads = group.region(step.inputs[0]), list(step.argument(1, "pad"))
     rank, mode = len(group.shape(step.inputs[0])), step.argument(2, "mode", "constant")
     before = [pads[2 * (rank - 1 - a)] if 2 * (rank - 1 - a) < len(pads) else 0 for a in range(rank)]
-    if mode != "constant" or min(pads) < 0 or any(before[a] for a in range(rank) if a not in region.axes):
-        return None
-    old, new = group.shape(step.inputs[0]), group.shape(step.outputs[0])
-    if any(old[a] != new[a] for a in range(rank) if a not in region.axes):
+    new = group.shape(step.outputs[0])
+    if mode != "constant" or min(pads) < 0 or new[0] != 1:
         return None
     out = region.grown_by([before[a] for a in region.axes], [new[a] for a in region.axes])
     boxes = Boxes(region.axes, out.size, out.firsts - (out.starts - region.starts))
     fill = float(step.argument(3, "value") or 0.0)
-    return Work([out], lambda batch: batch.read(step.inputs[0], boxes, fill), fresh=False)
+    channels = [0 if rank - 1 - i // 2 in region.axes else n for i, n in enumerate(pads)]
+
+    def run(batch: Batch) -> Tensor:
+        cells = batch.read(step.inputs[0], boxes, fill)
+        return F.pad(cells, channels, value=fill) if any(channels) else cells
+
+    return Work([out], run, fresh=False)
 
 
 def enlarged(group: Group, step: Step) -> Work | None:
@@ -304,10 +326,11 @@ _ROWS: list[tuple[str, Row]] = [
     ("scaled_dot_product_attention", Row(None, attention)),
     ("cat concat concatenate", Row(concatenated, joined, fresh=True)),
     (
-        "permute transpose movedim moveaxis swapaxes swapdims getitem chunk split narrow select tensor_split unbind "
+        "permute transpose movedim moveaxis swapaxes swapdims chunk split narrow select tensor_split unbind "
         "index_select",
         Row(rearranged),
     ),
+    ("getitem", Row(indexed)),
     ("flatten", Row(reshaped, flattened)),
     ("view reshape unflatten squeeze unsqueeze", Row(reshaped)),
     ("contiguous", Row(unchanged, of_any_rank)),
