@@ -140,15 +140,18 @@ def to_input(
         picture: of any mode; made RGB as by :func:`load_picture`.
         size: side of the centre crop in pixels.
         resize: short side before the crop in pixels.
-        mean, std: of each channel, on the 0..1 scale.
+        mean, std: of each channel, on the 0..1 scale; of one number each, the picture is made grey.
         interpolation: of the resizing, antialiased.
 
     Returns:
-        ``float32`` (3, size, size), without batch axis; -2.1..2.6 with ImageNet's mean and deviation.
+        ``float32`` (3, size, size), or (1, size, size) of grey, without batch axis; -2.1..2.6 with ImageNet's mean
+        and deviation.
 
     Raises:
-        InvalidInput: not a PIL picture, too thin to resize, or not ``1 <= size <= resize``.
+        InvalidInput: not a PIL picture, too thin to resize, not ``1 <= size <= resize``, or as
+            :func:`require_normalisation`.
     """
+    require_normalisation(mean, std)
     if not isinstance(picture, Image.Image):
         remedy = "use load_picture(path), or PIL.Image.fromarray(array)."
         raise InvalidInput(f"picture is a {type(picture).__name__}, expected a PIL image: {remedy}")
@@ -159,7 +162,16 @@ def to_input(
         found = f"picture is {picture.width} x {picture.height} pixels, too thin or empty"
         raise InvalidInput(f"{found}: expected under {MAX_PIXELS} with a short side of {resize}. Crop it.")
     prepare = ImageClassification(crop_size=size, resize_size=resize, mean=mean, std=std, interpolation=interpolation)
-    return prepare(_rgb(picture))
+    return prepare(_rgb(picture) if len(mean) == 3 else _rgb(picture).convert("L"))
+
+
+def require_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raise ``InvalidInput`` unless both are finite numbers, each one (grey) or three (RGB), and ``std`` is above 0."""
+    given = np.asarray([mean, std], np.float64) if np.shape(mean) == np.shape(std) else np.zeros(0)
+    if given.shape not in ((2, 1), (2, 3)) or not np.isfinite(given).all() or not (given[1] > 0).all():
+        raise InvalidInput(
+            f"mean is {mean} and std {std}; expected one number each for grey pictures or three for RGB, std above 0"
+        )
 
 
 def to_pixels(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import build
 from PIL import Image
+from torchvision.transforms._presets import ImageClassification
 
 import deconvviz
 from deconvviz.cli import commands, main
@@ -40,6 +41,16 @@ class Twice(nn.Module):
 class Sine(Twice):
     def forward(self, x):
         return torch.sin(self.conv(x))
+
+class Picky(Twice):
+    def forward(self, x):
+        if x.shape[-1] > 32:
+            raise ValueError("says no")
+        return {}["nix"]
+
+def grey():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 8, 3))
 
 class Silent(Twice):
     def forward(self, x):
@@ -134,6 +145,32 @@ def test_position_and_size_are_heeded():
     assert reached["all"] > 5 * reached["max"]
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_model_gets_its_own_normalisation(channels, monkeypatch):
+    """What the model sees, and what the figure shows of it."""
+    mean, std = [0.2, 0.3, 0.4][:channels], [0.5, 0.6, 0.7][:channels]
+    seen, drawn = [], {}
+    load = commands.load_model
+
+    def watched(*arguments):
+        loaded = load(*arguments)
+        loaded.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
+        return loaded
+
+    monkeypatch.setattr(commands, "load_model", watched)
+    monkeypatch.setattr(commands, "panel", lambda *arguments: drawn.update(rows=arguments[0]))
+    monkeypatch.setattr(commands, "save_figure", lambda *_: None)
+    model = ["--model", "nets:grey" if channels == 1 else "nets:tiny", "--size", "32"]
+    place = ["--layer", 3, "--fmap", 0, 1, "--out", "p.png"]
+    assert run("project", "a.png", *model, *place, "--mean", *mean, "--std", *std) == 0
+
+    preset = ImageClassification(crop_size=32, resize_size=round(32 * 256 / 224), mean=mean, std=std)
+    picture = Image.open("a.png").convert("L" if channels == 1 else "RGB")
+    assert torch.equal(seen[0], preset(picture)[None])
+    crop = preset(picture) * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
+    assert np.abs(drawn["rows"][0][0] - 255 * crop.numpy().transpose(1, 2, 0)).max() < 1
+
+
 def test_the_panel_of_methods():
     """Guided backprop and saliency are beside it: six cells a row, a row for each map."""
     assert run("project", "a.png", *TINY, "--layer", 3, "--fmap", 0, 5, "--panel", "--out", "panel.png") == 0
@@ -223,12 +260,19 @@ MISTAKES = {
     "quality": (["explore", "photos", *TINY, "--layers", "3", "--quality", "500", "--out", "o"], "expected 1 to 95"),
     "no pixels": (["check", *TINY, "--size", "0"], "'0'; expected 1 pixel or more"),
     "too small an input": (["layers", "--model", "nets:tiny", "--size", "2"], "(1, 3, 2, 2)"),
-    "the size left out": (["layers", "--model", "nets:small"], "; --size gives it images of another size"),
+    "the size left out": (["layers", "--model", "nets:small"], "; --size, --mean and --std say how pictures"),
     "the size left out of project": (
         ["project", "a.png", "--model", "nets:small", "--out", "o.png", "--layer", "0", "--fmap", "1"],
-        "; --size gives it images of another size",
+        "; --size, --mean and --std say how pictures",
     ),
-    "a model of two pictures": (["layers", "--model", "raft_small", "--size", "64"], "image2"),
+    "a model of two pictures": (["layers", "--model", "raft_small", "--size", "64"], "dtype and device\n"),
+    "a model's own error": (["filters", "a.png", "--model", "nets:Picky"], "says no; --size, --mean and --std"),
+    "an error that no size mends": (["check", "--model", "nets:Picky", "--size", "32"], "KeyError: 'nix'\n"),
+    "grey pictures for RGB": ([*PROJECT, *UNIT, "--mean", "0.5", "--std", "0.5"], "(1, 1, 32, 32)"),
+    "a mean alone": ([*PROJECT, *UNIT, "--mean", "0.5"], "--mean and --std go together"),
+    "no deviation": ([*PROJECT, *UNIT, "--mean", "0", "--std", "0"], "std above 0"),
+    "two channels": ([*PROJECT, *UNIT, "--mean", "0", "0", "--std", "1", "1"], "three for RGB"),
+    "not a mean": ([*PROJECT, *UNIT, "--mean", "x", "--std", "1"], "'x'; expected a finite number"),
     "a clip is needed": (
         ["project", "a.png", "--model", "r3d_18", "--out", "o.png", *UNIT],
         "failed on an input",

@@ -64,7 +64,20 @@ def test_explore_writes_the_page_and_goes_on_from_what_is_there(capsys):
     assert len(Path("page/grid.npz").read_bytes()) == len(first)
 
 
+def test_grey_pictures_with_a_normalisation_of_their_own():
+    grey = ["--model", "nets:grey", *OPTIONS[2:], "--mean", 0.2, "--std", 0.3]
+    assert run("explore", "photos", *grey, "--out", "page", "--limit", 4, "--no-control") == 0
+    from deconvviz.images import to_input
+
+    pixels = np.asarray(Image.open("page/images/0.jpg")).astype(int)
+    crop = 255 * (0.2 + 0.3 * to_input(Image.open("photos/00.png"), 32, round(32 * 256 / 224), [0.2], [0.3]))
+    assert np.abs(pixels - crop.numpy().transpose(1, 2, 0)).mean() < 6  # JPEG
+    assert run("explore", "photos", *grey[:-1], 0.4, "--out", "page", "--limit", 4) == 2
+
+
 MISTAKES = {
+    "a model's own error": (["grid", "photos", "--model", "nets:Picky", *OPTIONS[2:], "--out", "o"], "KeyError: 'nix'"),
+    "three channels for one": (["grid", "photos", "--model", "nets:grey", *OPTIONS[2:], "--out", "o"], "--mean and"),
     "other layers": (["explore", "photos", *OPTIONS[:-1], "--out", "page"], "is of another layers"),
     "no folder": (["grid", "nix", *OPTIONS, "--out", "o"], "nix is not a folder"),
     "no picture": (["grid", "empty", *OPTIONS, "--out", "o"], "holds no picture"),

@@ -361,6 +361,15 @@ def test_to_input_refuses(picture, options, message):
         to_input(picture, **options)
 
 
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [([0.5], [1.0, 1.0]), ([0.5, 0.5], [1.0, 1.0]), ([0.5], [0.0]), ([0.5], [-1.0]), ([float("nan")], [1.0])],
+)
+def test_a_normalisation_that_is_none(mean, std):
+    with pytest.raises(InvalidInput, match="one number each for grey"):
+        to_input(Image.new("RGB", (300, 300)), mean=mean, std=std)
+
+
 def test_to_pixels_undoes_to_input(rgb):
     inputs = to_input(Image.fromarray(rgb), size=12, resize=12)
     assert (to_pixels(inputs) == rgb[:, 4:16]).all()

@@ -168,6 +168,9 @@ def _loading_options(parser: argparse.ArgumentParser) -> None:
     add("--weights", metavar="W", help="DEFAULT or another of torchvision's, or a state dict's FILE")
     add("--size", type=_pixel_count, metavar="PIXELS", help="side of the input; default: the model's own")
     add("--resize", type=_pixel_count, metavar="PIXELS", help="short side before the crop")
+    of_pictures = "one number makes them grey, three RGB; default: the model's own"
+    add("--mean", type=_number, nargs="+", metavar="M", help=f"of pictures of 0 to 1: {of_pictures}, or ImageNet's")
+    add("--std", type=_number, nargs="+", metavar="S", help="their standard deviation, as many numbers")
     add("--device", type=_device, default=torch.device("cpu"), metavar="D", help="default: cpu")
 
 
@@ -196,14 +199,16 @@ def _fmap(text: str) -> int | str:
 
 
 def _fill(text: str) -> str | float:
-    if text in FILLS:
-        return text
+    return text if text in FILLS else _number(text, f"a finite number or one of {', '.join(FILLS)}")
+
+
+def _number(text: str, expected: str = "a finite number") -> float:
     try:
         if math.isfinite(number := float(text)):
             return number
     except ValueError:
         pass
-    raise argparse.ArgumentTypeError(f"{text!r}; expected a finite number or one of {', '.join(FILLS)}")
+    raise argparse.ArgumentTypeError(f"{text!r}; expected {expected}")
 
 
 def _position(text: str) -> str | tuple[int, ...]:

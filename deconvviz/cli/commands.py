@@ -30,9 +30,12 @@ from deconvviz.images import (
 from deconvviz.layers import address
 from deconvviz.models.zoo import LoadedModel, load_model
 from deconvviz.plotting import comparison_panel, panel, save_figure
+from deconvviz.tape import Tape
 
 CLIP_FRAMES = 16
 """Length of the clip on which a video model is checked."""
+OF_SHAPE = (RuntimeError, ValueError, IndexError, AssertionError)
+"""What a model raises at an input of the wrong shape."""
 
 
 def say(text: str) -> None:
@@ -98,6 +101,8 @@ def filters(arguments: argparse.Namespace) -> int:
     """Print what is wrong with the filters; write a layer's kernels as a mosaic."""
     loaded = load(arguments)
     inputs = [loaded.transform(load_picture(p))[None].to(arguments.device) for p in arguments.images]
+    for image in inputs[:1]:
+        try_pass(loaded, image)
     diagnosis = diagnose(loaded.model, inputs or None)
     print(diagnosis)
     if arguments.out:
@@ -155,11 +160,15 @@ def layers(arguments: argparse.Namespace) -> int:
 
 
 def load(arguments: argparse.Namespace) -> LoadedModel:
-    """The model on its device, with the sizes that the user asked for."""
+    """The model on its device, with pictures prepared as the user asked."""
     loaded = load_model(arguments.model, arguments.weights)
     size = arguments.size or loaded.transform.size
     resize = arguments.resize or round(size * loaded.transform.resize / loaded.transform.size)
     transform = replace(loaded.transform, size=size, resize=resize)
+    if (arguments.mean is None) != (arguments.std is None):
+        raise InvalidInput("--mean and --std go together: give both, or neither for the model's own")
+    if arguments.mean is not None:
+        transform = replace(transform, mean=tuple(arguments.mean), std=tuple(arguments.std))
     return replace(loaded, model=loaded.model.to(arguments.device), transform=transform)
 
 
@@ -169,7 +178,11 @@ def _on_noise(arguments: argparse.Namespace) -> tuple[nn.Module, Tensor]:
     model = require_module(loaded.model)
     first = next((m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))), None)
     space = 2 if first is None else len(first.kernel_size)
-    shape = [1, 3 if first is None else first.in_channels, *[loaded.transform.size] * min(space, 2)]
+    shape = [
+        1,
+        len(loaded.transform.mean) if first is None else first.in_channels,
+        *[loaded.transform.size] * min(space, 2),
+    ]
     shape[2:2] = [CLIP_FRAMES] * (space - 2)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu").to(arguments.device)
     return model, noise
@@ -178,13 +191,22 @@ def _on_noise(arguments: argparse.Namespace) -> tuple[nn.Module, Tensor]:
 @contextmanager
 def forward_pass(image: Tensor) -> Iterator[None]:
     """Tell what the model's own code raises as what it is: this input does not suit it."""
-    remedy = "--size gives it images of another size"
     try:
         yield
     except OperationFailed as error:
-        raise InvalidInput(f"{error}; {remedy}") from error
+        raise InvalidInput(f"{error}{_remedy(error.__cause__)}") from error
     except DeconvvizError:
         raise
     except Exception as error:
         failed = f"the model failed on an input of shape {tuple(image.shape)}"
-        raise InvalidInput(f"{failed} with {type(error).__name__}: {error}; {remedy}") from error
+        raise InvalidInput(f"{failed} with {type(error).__name__}: {error}{_remedy(error)}") from error
+
+
+def _remedy(error: BaseException | None) -> str:
+    return "; --size, --mean and --std say how pictures are prepared" if isinstance(error, OF_SHAPE) else ""
+
+
+def try_pass(loaded: LoadedModel, image: Tensor) -> Tape:
+    """What the model does with an image, or a clear error, before longer work begins."""
+    with forward_pass(image):
+        return watch(require_module(loaded.model), (image,))[0]

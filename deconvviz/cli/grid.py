@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from torch import distributed
 
-from deconvviz.cli.commands import load, say
+from deconvviz.cli.commands import load, say, try_pass
 from deconvviz.errors import InvalidInput
 from deconvviz.explorer import Sizes
 from deconvviz.filter_grid import FilterGrid
@@ -62,6 +63,8 @@ def _mined(arguments: argparse.Namespace) -> tuple[LoadedModel, FilterGrid]:
             "the next run; expected a folder beside it"
         )
     loaded = load(arguments)
+    size, channels = loaded.transform.size, len(loaded.transform.mean)
+    try_pass(loaded, torch.zeros(1, channels, size, size, device=arguments.device))
     found = FilterGrid(loaded.model, arguments.layers, arguments.k, on_unsupported=arguments.on_unsupported).fit(
         arguments.folder,
         transform=loaded.transform,

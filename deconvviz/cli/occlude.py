@@ -9,8 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from deconvviz.capture import require_module, watch
-from deconvviz.cli.commands import forward_pass, load, say
+from deconvviz.cli.commands import forward_pass, load, say, try_pass
 from deconvviz.errors import InvalidInput
 from deconvviz.images import load_picture
 from deconvviz.layers import address
@@ -48,8 +47,7 @@ def occlude(arguments: argparse.Namespace) -> int:
 
 def last_maps(loaded: LoadedModel, image: Tensor) -> str:
     """The last module of a pass that puts out maps (1, C, H, W) of more than one cell."""
-    with forward_pass(image):
-        tape, _ = watch(require_module(loaded.model), (image,))
+    tape = try_pass(loaded, image)
     for call in reversed(tape.calls):
         shapes = [tape.values[value].shape for value in call.outputs if value is not None]
         if len(shapes) == len(call.outputs) == 1 and len(shapes[0]) == 4 and math.prod(shapes[0][2:]) > 1:

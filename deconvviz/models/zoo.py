@@ -23,19 +23,28 @@ from torchvision.models import get_model_builder, get_model_weights, list_models
 from torchvision.transforms import InterpolationMode
 
 from deconvviz.errors import InvalidInput, WeightsError
-from deconvviz.images import IMAGENET_MEAN, IMAGENET_STD, to_input
+from deconvviz.images import IMAGENET_MEAN, IMAGENET_STD, require_normalisation, to_input
 from deconvviz.models.weights_file import load_weights
 
 
 @dataclass(frozen=True)
 class Transform:
-    """From a picture to the model's input (3, size, size): resize the short side, crop, normalise."""
+    """From a picture to the model's input (3, size, size): resize the short side, crop, normalise.
+
+    ``mean`` and ``std`` of one number each make grey pictures (1, size, size).
+
+    Raises:
+        InvalidInput: as :func:`~deconvviz.images.require_normalisation`.
+    """
 
     size: int = 224
     resize: int = 256
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     interpolation: InterpolationMode = InterpolationMode.BILINEAR
+
+    def __post_init__(self) -> None:
+        require_normalisation(self.mean, self.std)
 
     def __call__(self, picture: Image.Image) -> Tensor:
         """Apply :func:`~deconvviz.images.to_input`."""
