@@ -190,6 +190,11 @@ def test_a_factory_of_a_file(factory, tmp_path, monkeypatch, absolute):
     assert load_model(f"{file}:tiny").model.out_channels == 4
 
 
+def test_a_module_needs_no_factory(factory):
+    factory("from torch import nn\nnet = nn.Conv2d(3, 4, 3)\n")
+    assert load_model("nets:net").model.out_channels == 4
+
+
 @pytest.mark.parametrize(
     ("code", "message"),
     [

@@ -76,8 +76,9 @@ def load_model(name: str, weights: str | None = None) -> LoadedModel:
     """Build a model and load its weights.
 
     Args:
-        name: one of ``torchvision.models.list_models()``, or ``module:factory``, where ``factory()`` gives an
-            ``nn.Module`` and ``module`` is a Python file, or imported with the current folder on the path.
+        name: one of ``torchvision.models.list_models()``, or ``module:factory``, where ``factory`` is an
+            ``nn.Module`` or ``factory()`` gives one, and ``module`` is a Python file, or imported with the current
+            folder on the path.
         weights: ``"DEFAULT"`` or another of torchvision's names, downloaded by torchvision; or the path of a
             state dict; ``None`` for seeded random weights.
 
@@ -148,13 +149,13 @@ def _from_factory(name: str) -> nn.Module:
         factory: Any = importlib.import_module(module_name)
         for part in factory_name.split("."):
             factory = getattr(factory, part)
-        model = factory()
+        model = factory if isinstance(factory, nn.Module) else factory()
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise InvalidInput(
             f"model {name!r} failed with {type(error).__name__}: {error} "
             f"({Path(place.filename).name}, line {place.lineno}); "
-            "expected module:factory, where factory() gives an nn.Module"
+            "expected module:factory, where factory is an nn.Module or factory() gives one"
         ) from error
     if not isinstance(model, nn.Module):
         raise InvalidInput(f"model {name!r} gives a {type(model).__name__}; expected an nn.Module")
