@@ -246,6 +246,12 @@ def test_one_of_a_kind_is_counted_as_one(browser, page):
     assert ask("document.getElementById('status').textContent") == "1 map of relu"
 
 
+def test_the_histogram_is_labelled_by_its_edges(browser, page):
+    ask = opened(browser, page, "#relu/3")
+    labels = ask("[...document.querySelectorAll('#histogram text')].map((text) => text.textContent)")
+    assert labels[1:] == ["0.003906", "0.0625", "1", "16", "256"]
+
+
 def test_search_sorting_and_keys(browser, page):
     ask = opened(browser, page, "#relu")
     search = browser.find_element("id", "search")

@@ -146,7 +146,7 @@ function histogram(counts) {
     y: height - 20 - (count / top) * (height - 40), height: (count / top) * (height - 40) },
     drawing("title", {}, counted(count, "image"))));
   const ticks = settings.edges.map((edge, i) => [edge, i]).filter(([, i]) => i % 8 === 4).map(([edge, i]) =>
-    drawing("text", { x: (i + 1) * step, y: height - 4, "text-anchor": "middle" }, String(Number(edge.toPrecision(2)))));
+    drawing("text", { x: (i + 1) * step, y: height - 4, "text-anchor": "middle" }, String(Number(edge.toPrecision(4)))));
   const label = drawing("text", { x: 0, y: 12 }, `images by their strongest activation of the map (most in a bar: ${top})`);
   return drawing("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label.textContent }, label, ...bars, ...ticks);
 }
