@@ -46,7 +46,7 @@ def locate(model: nn.Module, layer: Layer) -> tuple[str, int | None]:
         module = model.get_submodule(name)
     except AttributeError:
         raise UnknownLayer(
-            f"no layer {name!r} in the {type(model).__name__}; {_nearest(name, list(names.values()))}"
+            f"no layer {name!r} in the {type(model).__name__}; {nearest(name, list(names.values()))}"
         ) from None
     return names[module], int(number) if number else None
 
@@ -60,7 +60,7 @@ def find_call(tape: Tape, name: str, number: int | None) -> Call:
     """
     calls = [call for call in tape.calls if call.name == name]
     if not calls:
-        ran = _nearest(name, [call.name for call in tape.calls if call.name])
+        ran = nearest(name, [call.name for call in tape.calls if call.name])
         raise LayerNotRun(f"layer {name!r} exists, but this pass never called it; {ran}")
     if number is None and len(calls) > 1:
         choices = ", ".join(f"'{name}#{call.number}'" for call in calls)
@@ -102,7 +102,7 @@ def address(name: str, number: int, counts: Mapping[str, int]) -> str:
     return f"{name}#{number}" if counts.get(name, 1) > 1 else name
 
 
-def _nearest(name: str, names: list[str]) -> str:
+def nearest(name: str, names: Sequence[str]) -> str:
     """A sentence with the nearest of ``names``."""
     near = difflib.get_close_matches(name, names, n=5, cutoff=0.5) or [n for n in names if n][:5]
     return "did you mean " + ", ".join(repr(n) for n in dict.fromkeys(near)) + "?" if near else "it has none"

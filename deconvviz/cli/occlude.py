@@ -12,7 +12,7 @@ from torch import Tensor
 from deconvviz.cli.commands import forward_pass, load, say, try_pass
 from deconvviz.errors import InvalidInput
 from deconvviz.images import load_picture
-from deconvviz.layers import address
+from deconvviz.layers import address, nearest
 from deconvviz.models.zoo import LoadedModel
 from deconvviz.occlusion import OcclusionSensitivity
 from deconvviz.plotting import save_figure
@@ -62,6 +62,9 @@ def _labels(arguments: argparse.Namespace, loaded: LoadedModel) -> Sequence[str]
     path: Path = arguments.labels
     try:
         return path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        expected = "expected a text file of the classes' names, one a line"
+        raise InvalidInput(f"--labels {path} cannot be read ({error.strerror}); {expected}") from error
     except UnicodeDecodeError as error:
         raise InvalidInput(f"{path} is not a text file of names, one a line: {error}") from error
 
@@ -72,5 +75,5 @@ def _target(text: str, labels: Sequence[str] | None) -> int:
         return int(text)
     if labels is not None and text in labels:
         return list(labels).index(text)
-    known = "no names are known: give --labels" if labels is None else "not among the names"
+    known = "no names are known: give --labels" if labels is None else f"not among the names; {nearest(text, labels)}"
     raise InvalidInput(f"target {text!r} is no number, and {known}")
