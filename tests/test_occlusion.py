@@ -387,6 +387,7 @@ def test_what_captum_rejects_is_rejected(arguments):
     ("arguments", "message"),
     [
         ({"sliding_window_shapes": (3, 0, 4)}, "does not fit"),
+        ({"sliding_window_shapes": 4}, "is 4 and strides None; expected an extent for every axis"),
         ({"sliding_window_shapes": (3, 4, 4), "strides": 0}, "leaves gaps"),
         ({}, "sliding_window_shapes is missing"),
         ({"sliding_window_shapes": (3, 4, 4), "masks": torch.ones(1, 8, 8)}, "choose one"),
@@ -430,6 +431,8 @@ def test_an_output_that_is_no_tensor_of_numbers(form, kind):
 def test_options_and_inputs_are_checked():
     with pytest.raises(InvalidInput, match="inputs holds a list; expected a tensor"):
         OcclusionSensitivity(toy()).attribute([torch.rand(1, 3, 8, 8)], (3, 4, 4), target=1)
+    with pytest.raises(InvalidInput, match=r"inputs have shape \(8,\); expected a batch"):
+        OcclusionSensitivity(torch.nn.Linear(8, 3)).attribute(torch.rand(8), (3,), target=1)
     with pytest.raises(InvalidInput, match="engine is 'fast'"):
         OcclusionSensitivity(toy(), engine="fast")
     with pytest.raises(UnsupportedModel, match="is a str"):

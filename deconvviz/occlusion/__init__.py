@@ -129,6 +129,10 @@ class OcclusionSensitivity(PerturbationAttribution):
             if not isinstance(tensor, Tensor):
                 kind = type(tensor).__name__
                 raise InvalidInput(f"inputs holds a {kind}; expected a tensor (N, ...) or a tuple of tensors")
+            if tensor.dim() < 2:
+                raise InvalidInput(
+                    f"inputs have shape {tuple(tensor.shape)}; expected a batch (N, ...): inputs.unsqueeze(0)"
+                )
             if tensor.is_floating_point():
                 require_finite(tensor)
         windows = _windows(tensors, sliding_window_shapes, strides, masks)
@@ -316,12 +320,17 @@ def _windows(tensors: tuple[Tensor, ...], shapes: Any, strides: Any, masks: Any)
     if shapes is None:
         raise InvalidInput("sliding_window_shapes is missing: give (3, 32, 32) for a picture, or masks")
     try:
-        strides = _format_and_verify_strides(strides, tensors)
-        shapes = _format_and_verify_sliding_window_shapes(shapes, tensors)
-    except (AssertionError, TypeError, IndexError) as error:
+        steps = _format_and_verify_strides(strides, tensors)
+        extents = _format_and_verify_sliding_window_shapes(shapes, tensors)
+    except AssertionError as error:
         raise InvalidInput(str(error)) from error
+    except (TypeError, IndexError) as error:
+        raise InvalidInput(
+            f"sliding_window_shapes is {shapes!r} and strides {strides!r}; expected an extent for every axis but the "
+            "batch's, such as (3, 32, 32) for pictures (N, 3, H, W), and steps alike or one for all"
+        ) from error
     windows = []
-    for tensor, extent, stride in zip(tensors, shapes, strides, strict=True):
+    for tensor, extent, stride in zip(tensors, extents, steps, strict=True):
         shape = tuple(tensor.shape[1:])
         step = (stride,) * len(shape) if isinstance(stride, int) else stride
         for n, window, s in zip(shape, extent, step, strict=True):
