@@ -232,6 +232,12 @@ def test_labels_are_no_formulas(tmp_path):
     maps.figure(labels=names).savefig(tmp_path / "figure7.png")
 
 
+def test_pixels_may_be_numpys_or_a_tensor():
+    occlusion, image = OcclusionSensitivity(Reuses().double().eval()), pictures(1, SIDE)
+    maps = occlusion.maps(image, np.int64(6), (torch.tensor(4), np.int32(5)), "one")
+    assert torch.equal(maps.score_cells, occlusion.maps(image, 6, (4, 5), "one").score_cells)
+
+
 # ── mistakes ─────────────────────────────────────────────────────────────────────────────────────────────
 
 GOOD = {"inputs": torch.zeros(1, 3, SIDE, SIDE), "patch": 6, "stride": 4, "layer": "one"}

@@ -49,7 +49,7 @@ from deconvviz.mining.found import require_same
 from deconvviz.models.weights_file import load_state, load_weights
 from deconvviz.shards import rank_and_count
 from deconvviz.switches import OVERLAPS
-from deconvviz.units import require
+from deconvviz.units import integer, require
 
 EPOCHS = (1, 2, 5, 10, 20, 30, 40, 64)
 """The paper's."""
@@ -100,8 +100,8 @@ class FeatureEvolution:
                 f"layers is {layers!r}; expected names such as 'layer1' (a module of one checkpoint is not in another)"
             )
         self.fmaps = _fmaps(fmaps, self.layers)
-        self.epochs = tuple(_listed(epochs))
-        if not self.epochs or not all(type(epoch) is int and epoch >= 0 for epoch in self.epochs):
+        self.epochs = tuple(_whole_numbers(epochs))
+        if not self.epochs or min(self.epochs) < 0:
             raise InvalidInput(f"epochs is {epochs!r}; expected whole numbers, such as {EPOCHS}")
         require("overlap", overlap, OVERLAPS)
         require("on_unsupported", on_unsupported, ("raise", "gradient"))
@@ -130,8 +130,10 @@ class FeatureEvolution:
             InvalidInput, UnknownLayer, AmbiguousLayer, LayerNotRun, FeatureMapOutOfRange, UnsupportedOperation: as
                 their names say.
         """
-        if type(epoch) is not int:
-            raise InvalidInput(f"epoch is {epoch!r}; expected a whole number: int(epoch)")
+        try:
+            epoch = integer(epoch)
+        except TypeError as error:
+            raise InvalidInput(f"epoch is {epoch!r}; expected a whole number: int(epoch)") from error
         if epoch in self.epochs and rank_and_count()[0] == 0:
             self._look(require_module(model), epoch)
 
@@ -215,6 +217,14 @@ class FeatureEvolution:
         return kept[:-1]
 
 
+def _whole_numbers(items: Any) -> list[int]:
+    """Also of NumPy's and tensors; anything else as none."""
+    try:
+        return [integer(item) for item in items]
+    except TypeError:
+        return []
+
+
 def _listed(items: Any) -> list[Any]:
     """What can be iterated as a list; anything else as none."""
     return list(items) if isinstance(items, Iterable) else []
@@ -231,8 +241,8 @@ def _fmaps(
     chosen: dict[str, list[int] | None] = {}
     for layer in layers:
         wanted = given[layer] if isinstance(given, Mapping) else given
-        maps = _listed(wanted)
-        if not maps or not all(type(fmap) is int for fmap in maps) or len(set(maps)) < len(maps):
+        maps = _whole_numbers(wanted)
+        if not maps or len(set(maps)) < len(maps):
             raise InvalidInput(
                 f"fmaps is {wanted!r}; expected numbers of feature maps, one or more, each once, or None for all"
             )
@@ -244,11 +254,11 @@ def _checked(checkpoints: Any) -> Mapping[int, Any]:
     if not isinstance(checkpoints, Mapping) or not checkpoints:
         raise InvalidInput(f"checkpoints is {checkpoints!r}; expected a mapping such as {{1: 'epoch1.pth'}}")
     for epoch, weights in checkpoints.items():
-        if type(epoch) is not int or not isinstance(weights, (str, os.PathLike, Mapping)):
+        if not _whole_numbers([epoch]) or not isinstance(weights, (str, os.PathLike, Mapping)):
             raise InvalidInput(
                 f"checkpoints has {epoch!r}: {type(weights).__name__}; expected an epoch and its state dict or file"
             )
-    return checkpoints
+    return {integer(epoch): weights for epoch, weights in checkpoints.items()}
 
 
 def _frame(axis: Axis) -> list[int]:

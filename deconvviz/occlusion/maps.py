@@ -28,7 +28,7 @@ from deconvviz.occlusion.sweep import FullEngine, IncrementalEngine, Rows, sweep
 from deconvviz.occlusion.windows import Windows
 from deconvviz.plotting.occlusion import figure7
 from deconvviz.shards import gathered, own_part
-from deconvviz.units import FeatureMaps, feature_maps, require, totals
+from deconvviz.units import FeatureMaps, feature_maps, integer, require, totals
 
 SCORES = ("probability", "logit")
 
@@ -178,7 +178,11 @@ def _grid(images: Tensor, patch: Any, stride: Any) -> tuple[Windows, tuple[int, 
     sides = []
     for name, given in (("patch", patch), ("stride", stride)):
         pair = tuple(given) if isinstance(given, (tuple, list)) else (given, given)
-        if len(pair) != 2 or not all(type(n) is int and n >= 1 for n in pair):
+        try:
+            pair = tuple(map(integer, pair))
+        except TypeError:
+            pair = ()
+        if len(pair) != 2 or min(pair) < 1:
             raise InvalidInput(f"{name} is {given!r}; expected pixels, one number or (height, width), from 1 on")
         sides.append(pair)
     extent, steps = sides
