@@ -455,6 +455,26 @@ def test_errors_say_what_to_do(tmp_path):
         seen.figure(maps=0)
 
 
+def test_whole_numbers_may_be_numpys_or_tensors():
+    seen = FeatureEvolution("1", torch.tensor([2, 0]), images(), epochs=np.arange(1, 3))
+    model = net()
+    for epoch in np.arange(1, 4):
+        seen(model, epoch)
+    assert seen.result.epochs == (1, 2) and seen.result.fmaps("1") == (2, 0)
+    assert {type(epoch) for epoch in seen.result.epochs} == {int}
+    state = {epoch: net(epoch).state_dict() for epoch in (1, 2)}
+    assert FeatureEvolution("1", [0], images()).over(model, {np.int64(e): s for e, s in state.items()}).epochs == (1, 2)
+
+
+@pytest.mark.parametrize("axes", [1, 3])
+def test_the_figure_of_what_is_no_picture(axes):
+    convolution = nn.Conv1d if axes == 1 else nn.Conv3d
+    seen = FeatureEvolution("0", None, torch.randn(4, 2, *[6] * axes), epochs=[1, 2])
+    seen(nn.Sequential(convolution(2, 3, 3)), 1)
+    with pytest.raises(InvalidInput, match=rf"have {axes} spatial axes.*history\(layer, fmap\)"):
+        seen.figure()
+
+
 # ── figure 4 ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 

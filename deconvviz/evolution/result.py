@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -102,14 +103,13 @@ class Evolution:
         They are laid over each other as the unit sees them, wherever in its image it is. 0 where one of them is zero,
         NaN where both are.
         """
-        pictures = torch.stack([
-            torch.stack([self._projection(found).double().flatten() for found in self._of(look, layer)])
-            for look in self.looks
-        ])  # fmt: skip
-        lengths = pictures.norm(dim=2)
-        cosines = (pictures[1:] * pictures[:-1]).sum(2) / (lengths[1:] * lengths[:-1])
-        one_is_zero = (lengths[1:] > 0) != (lengths[:-1] > 0)
-        return cosines.masked_fill(one_is_zero, 0).clamp(-1, 1)
+        cosines = torch.zeros(len(self.looks) - 1, len(self.fmaps(layer)), dtype=torch.float64, device="cpu")
+        for e, (before, after) in enumerate(pairwise(self.looks)):
+            for m, units in enumerate(zip(self._of(before, layer), self._of(after, layer), strict=True)):
+                first, second = (self._projection(unit).double().flatten() for unit in units)
+                if first.any() == second.any():  # 0/0 if both are zero
+                    cosines[e, m] = first @ second / (first.norm() * second.norm())
+        return cosines.clamp(-1, 1)
 
     def settled(self, layer: str, likeness: float = SETTLED) -> int | None:
         """The first epoch after which the median likeness is at no look below ``likeness``; ``None`` if not yet."""
@@ -140,6 +140,12 @@ class Evolution:
         """
         if maps < 1:
             raise InvalidInput(f"maps is {maps}; expected 1 or more")
+        axes = {len(self.about["frames"][layer]) for layer in self.layers}
+        if axes != {2}:
+            raise InvalidInput(
+                f"the images have {max(axes)} spatial axes, and the figure shows pictures (C, H, W): draw from values, "
+                "jumps, likeness and history(layer, fmap)[look].projections"
+            )
         strips = []
         for layer in self.layers:
             numbers, jumps, settled = self.fmaps(layer)[:maps], self.jumps(layer), self.settled(layer)
