@@ -10,6 +10,7 @@ def out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     phrases = ("out of memory", "allocate memory", "not enough memory")
     full = isinstance(error, MemoryError) or any(phrase in text for phrase in phrases)
-    if full and torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    for accelerator in (torch.cuda, torch.mps) if full else ():
+        if accelerator.device_count():
+            accelerator.empty_cache()
     return full
