@@ -182,6 +182,30 @@ def test_slices_of_cells(axes, data):
     assert (found - expected).abs().max() <= 1e-10 * expected.abs().max()
 
 
+def layer_norm(x, dim=1):
+    x = x - x.mean(dim, keepdim=True)
+    return x / torch.sqrt(x.pow(2).mean(dim, keepdim=True) + 1e-6)
+
+
+BY_HAND = {
+    "layer norm": layer_norm,
+    "layer norm, channels last": lambda x: layer_norm(x.permute(0, 2, 3, 1), -1).permute(0, 3, 1, 2),
+    "root mean square": lambda x: x * torch.rsqrt(x.square().mean(dim=1)[:, None] + 1e-6),
+    "length": lambda x: x / x.norm(dim=1, keepdim=True),
+    "length, inverse": lambda x: x * (1 / torch.linalg.vector_norm(x, 2, (1,))).unsqueeze(1),
+    "length of channels last": lambda x: x.movedim(1, 3).div(torch.norm(x, 2, 1)[..., None]).movedim(3, 1),
+    "spread": lambda x: x * (x.std(1, keepdim=True) + x.var(dim=1, keepdim=True)).reciprocal(),
+    "share": lambda x: x.exp() / x.exp().sum(1, keepdim=True) + x.amax(1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_norms_over_the_channels_written_by_hand_are_computed_in_part(name):
+    norm = BY_HAND[name]
+    plan = agree(around(Calls(norm)), image(22, 25), (3, 2), spread((22, 25), (3, 2), 7))
+    assert None not in plan.groups[0].regions.values()
+
+
 class ShortcutWithoutWeights(nn.Module):
     """The CIFAR ResNets': every second cell, and zeros for the new channels."""
 
@@ -300,6 +324,9 @@ LAYERS = {
     "skip in place": Calls(lambda x: F.avg_pool2d(x, 5, 1, 2).add_(x)),
     "product": Calls(lambda x: x * x.sigmoid()),
     "gate": Calls(lambda x: x * F.adaptive_avg_pool2d(x, 1).sigmoid()),
+    "spread of everything": Calls(lambda x: x / x.std(False)),
+    "length of rows": Calls(lambda x: x / x.norm(2, 3, keepdim=True)),
+    "mean of all but the batch": Calls(lambda x: x - x.mean((1, 2, 3), keepdim=True)),
     "subtracted mean": Calls(lambda x: x - x.mean((2, 3), keepdim=True)),
     "a map as constant": Calls(lambda x: x * torch.linspace(0, 1, x.shape[3]).double()),
     "a channel's constant": Calls(lambda x: x * torch.linspace(0.5, 1, 4).double().view(4, 1, 1)),

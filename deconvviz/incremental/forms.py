@@ -87,6 +87,20 @@ def channelwise(group: Group, step: Step) -> Work | None:
     return _on_cells(group, step, region)
 
 
+def reduced(group: Group, step: Step) -> Work | None:
+    """A mean over all cells; or one number of the channels of each cell, as a norm's statistics are."""
+    region, rank = group.region(step.inputs[0]), len(group.shape(step.inputs[0]))
+    given = step.argument(2 if "norm" in step.operation else 1, "dim", None)
+    if given is None or given == () or isinstance(given, bool) or not first_alone(step):
+        return None
+    dims = {d % rank for d in ([given] if isinstance(given, int) else given)}
+    if dims & {0, *region.axes}:
+        return averaged(group, step) if step.operation == "mean" else None
+    dropped = dims if len(group.shape(step.output)) < rank else set()
+    axes = tuple(axis - sum(d < axis for d in dropped) for axis in region.axes)
+    return Work([region.at(axes)], lambda batch: step.rerun(batch.crops(step.inputs[0])))
+
+
 def _on_cells(group: Group, step: Step, region: Region) -> Work:
     """Call a step on boxes as it would be on whole values; in place if nobody else needs what it overwrites."""
     in_place = group.may_overwrite(step)
@@ -308,11 +322,11 @@ _ROWS: list[tuple[str, Row]] = [
     ("max_pool1d max_pool2d max_pool3d", Row(max_pooled, of_rank, fresh=True)),
     ("avg_pool1d avg_pool2d avg_pool3d", Row(average_pooled, of_rank, fresh=True)),
     ("adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d", Row(adaptive, of_rank)),
-    ("mean", Row(averaged)),
+    ("mean sum amax std var norm linalg_norm linalg_vector_norm", Row(reduced)),
     (
         "relu relu6 leaky_relu elu selu celu gelu silu hardswish mish softplus clamp clip clamp_min hardtanh threshold "
-        "sigmoid hardsigmoid tanh erf hardshrink softshrink softsign log_sigmoid neg exp log sqrt abs pow square add "
-        "sub rsub mul div addcmul where maximum minimum",
+        "sigmoid hardsigmoid tanh erf hardshrink softshrink softsign log_sigmoid neg exp log sqrt rsqrt abs reciprocal "
+        "__rdiv__ pow float_power square add sub rsub mul div addcmul where maximum minimum",
         Row(pointwise, each_cell, fresh=True),
     ),
     ("type float double half bfloat16", Row(pointwise, each_cell)),
