@@ -266,7 +266,7 @@ class FilterGrid(Attribution):
             out: the folder.
             control: beside each map, the same units in the model with shuffled weights.
             title: of the page; by default the model's class.
-            options: ``mean``, ``std`` and ``sizes``, as :func:`deconvviz.explorer.explore` takes them.
+            options: ``mean``, ``std``, ``sizes`` and ``progress``, as :func:`deconvviz.explorer.explore` takes them.
 
         Returns:
             The path of its ``index.html``.

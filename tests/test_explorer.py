@@ -115,14 +115,16 @@ def test_a_file_in_the_way(out, tmp_path):
         fit(images(4, 8), ["0"], nn.Sequential(nn.Conv2d(3, 4, 3))).explore(tmp_path / out)
 
 
-def test_no_more_tiles_than_images(tmp_path, monkeypatch):
+def test_no_more_tiles_than_images(tmp_path, monkeypatch, capsys):
     """A grid of 300 units a map over 12 pictures has sheets for 12; and few maps at a time are as many at once."""
     grid = fit(images(12, size=32), ["4"], k=300)
     whole = grid.explore(tmp_path / "whole", control=False)
+    assert "4: 100%" in capsys.readouterr().err
     width, height = Image.open(whole.parent / "layers" / "0" / "map-0.jpg").size
     assert (width, height) == (2 * 4 * 64, 3 * 64)
     monkeypatch.setattr("deconvviz.explorer.TILES_AT_ONCE", 1)
-    parts = grid.explore(tmp_path / "parts", control=False)
+    parts = grid.explore(tmp_path / "parts", control=False, progress=False)
+    assert capsys.readouterr().err == ""
     for one, other in zip(sorted(whole.parent.rglob("*.jpg")), sorted(parts.parent.rglob("*.jpg")), strict=True):
         assert one.name == other.name and one.read_bytes() == other.read_bytes()
 

@@ -81,7 +81,9 @@ def explore_crops(folder: Path) -> None:
     """Write the explorer of a middle layer's maps over crops of the photographs; raises as the page."""
     grid = FilterGrid(demo_model(), f"features.{STAGES['middle']}")
     crops = Crops({name: list(crops_of(picture)) for name, picture in demo_photographs().items()})
-    grid.fit(crops, progress=False).explore(folder, control=False, title="SqueezeNet 1.1 over the crops")
+    grid.fit(crops, progress=False).explore(
+        folder, control=False, title="SqueezeNet 1.1 over the crops", progress=False
+    )
 
 
 class Crops(Dataset[Tensor]):

@@ -24,6 +24,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from torch import nn
+from tqdm import tqdm
 
 from deconvviz.errors import InvalidInput
 from deconvviz.explorer.sheets import WALL_SIDE, MapSheet, Sizes, wall_of
@@ -44,6 +45,7 @@ def explore(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     sizes: Sizes | None = None,
+    progress: bool = True,
 ) -> Path:
     """Write the page for these layers of a grid.
 
@@ -54,6 +56,7 @@ def explore(
         title: of the page.
         mean, std: those that the images were normalised with.
         sizes: of tiles and photographs, and the JPEG quality.
+        progress: show a bar with the rate and what is left.
 
     Returns:
         The path of ``index.html``.
@@ -69,7 +72,9 @@ def explore(
             raise InvalidInput(
                 f"the images have {len(layer.place.field.axes)} spatial axes; the page shows pictures (3, H, W)"
             )
-        _write_layer(layer, shuffled, page.parent / "layers" / str(number), written, mean, std, sizes)
+        total = sum(len(layer.numbers(fmap)) for fmap in range(len(layer)))
+        with tqdm(total=total, unit="unit", desc=layer.name or "(the model)", disable=not progress) as bar:
+            _write_layer(layer, shuffled, page.parent / "layers" / str(number), written, mean, std, sizes, bar)
     environment = Environment(
         loader=PackageLoader("deconvviz"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -93,6 +98,7 @@ def _write_layer(
     mean: Sequence[float],
     std: Sequence[float],
     sizes: Sizes,
+    bar: tqdm,
 ) -> None:
     """A layer's sheets and data, and the images that are not ``written`` yet."""
     images, k, wall = folder.parent.parent / "images", _shown(layer), WALL_SIDE**2
@@ -114,6 +120,7 @@ def _write_layer(
             sheet.put(1, unit.rank, to_pixels(patch, mean, std) if patch.numel() else None)
             if unit.control is not None:
                 sheet.put(2, unit.rank, unit.control[inside])
+            bar.update()
         for fmap, sheet in sheets.items():
             _save(sheet.picture(), folder / f"map-{fmap}.jpg", sizes)
         for first in range(start, fmaps.stop, wall):
