@@ -167,7 +167,10 @@ def to_input(
 
 def require_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
     """Raise ``InvalidInput`` unless both are finite numbers, each one (grey) or three (RGB), and ``std`` is above 0."""
-    given = np.asarray([mean, std], np.float64) if np.shape(mean) == np.shape(std) else np.zeros(0)
+    try:
+        given = np.asarray([mean, std], np.float64)
+    except (TypeError, ValueError):  # of two lengths, or no numbers
+        given = np.zeros(0)
     if given.shape not in ((2, 1), (2, 3)) or not np.isfinite(given).all() or not (given[1] > 0).all():
         raise InvalidInput(
             f"mean is {mean} and std {std}; expected one number each for grey pictures or three for RGB, std above 0"
@@ -182,6 +185,7 @@ def to_pixels(
     One channel (1, H, W) becomes grey by a mean and deviation of its own, one number each; without (ImageNet's are of
     three) it is stretched from its least value, black, to its greatest, white.
     """
+    require_normalisation(mean, std)
     values = _finite(inputs, "inputs")
     if len(values) not in (1, 3):
         raise InvalidInput(f"inputs has {len(values)} channels, expected 3, or 1: select or repeat channels.")

@@ -363,11 +363,16 @@ def test_to_input_refuses(picture, options, message):
 
 @pytest.mark.parametrize(
     ("mean", "std"),
-    [([0.5], [1.0, 1.0]), ([0.5, 0.5], [1.0, 1.0]), ([0.5], [0.0]), ([0.5], [-1.0]), ([float("nan")], [1.0])],
+    [
+        *(([0.5], [1.0, 1.0]), ([0.5, 0.5], [1.0, 1.0]), ([0.5], [0.0]), ([0.5], [-1.0]), ([float("nan")], [1.0])),
+        *((0.5, 0.5), (None, None), ("abc", "abc")),
+    ],
 )
 def test_a_normalisation_that_is_none(mean, std):
     with pytest.raises(InvalidInput, match="one number each for grey"):
         to_input(Image.new("RGB", (300, 300)), mean=mean, std=std)
+    with pytest.raises(InvalidInput, match="one number each for grey"):
+        to_pixels(torch.zeros(3, 4, 4), mean, std)
 
 
 def test_to_pixels_undoes_to_input(rgb):
