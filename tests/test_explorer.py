@@ -248,6 +248,13 @@ def test_one_of_a_kind_is_counted_as_one(browser, page):
     assert ask("document.getElementById('status').textContent") == "1 map of relu"
 
 
+def test_a_long_layer_name_breaks_behind_a_dot(browser, page):
+    ask = opened(browser, page)
+    assert ask("breakable('layer1.0.relu').map((part) => part.nodeName ?? part).join('|')") == (
+        "layer1.|WBR|0.|WBR|relu|WBR"
+    )
+
+
 def test_the_histogram_is_labelled_by_its_edges(browser, page):
     ask = opened(browser, page, "#relu/3")
     labels = ask("[...document.querySelectorAll('#histogram text')].map((text) => text.textContent)")

@@ -24,6 +24,9 @@ function drawing(tag, attributes = {}, ...children) {
 
 const counted = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
 
+/* A long name breaks behind a dot or an underscore. */
+const breakable = (name) => name.split(/(?<=[._])/).flatMap((part) => [part, element("wbr")]);
+
 const address = (layer, map) =>
   "#" + encodeURIComponent(settings.layers[layer].name) + (map === undefined ? "" : "/" + map);
 
@@ -224,7 +227,7 @@ function redraw() {
 }
 
 byId("layers").append(...settings.layers.map((about, layer) => element("li", {},
-  element("a", { href: address(layer) }, about.name, element("small", {
+  element("a", { href: address(layer) }, ...breakable(about.name), element("small", {
     textContent: `${counted(about.maps, "map")} of ${about.space.join(" × ") || "one cell"}; sees ${about.field}` })))));
 byId("tools").addEventListener("submit", (event) => {
   event.preventDefault();
