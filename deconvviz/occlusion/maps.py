@@ -44,6 +44,8 @@ class OcclusionMaps:
     """(N, C, H, W), as given."""
     boxes: Tensor
     """(Y, X, 4) in pixels: y0, y1, x0, x1 of the patch, ends excluded."""
+    fill: Tensor
+    """What covered, broadcastable to the images."""
     layer: str
     fmaps: Tensor
     """(N,): the feature map that is watched in each image."""
@@ -143,20 +145,22 @@ def occlusion_maps(
     if images.dim() != 4:
         raise InvalidInput(f"images have shape {tuple(images.shape)}; expected (N, C, H, W)")
     windows, grid = _grid(images, patch, stride)
+    content = filled(images, fill)
     with left_as_found(model), torch.no_grad():
         found = _Maps(model, images, layer, fmap, targets, score, best, shard)
         with Deconvnet(model) as deconv:
             projections = [deconv.project(layer, int(m), inputs=images[n : n + 1]) for n, m in enumerate(found.fmaps)]
         refinements: list[Refinement] = []
         if refine is None:
-            rows = found.sweep(images, windows, fill, engine, batch, progress)
+            rows = found.sweep(images, windows, content, engine, batch, progress)
         else:
-            rows, refinements = _refined(found, images, windows, grid, fill, engine, batch, progress, refine)
+            rows, refinements = _refined(found, images, windows, grid, content, engine, batch, progress, refine)
     cells = {name: values.movedim(0, -1).unflatten(-1, grid).to(images.device) for name, values in rows.items()}
     boxes = [[edge for side in windows.box(w)[1:] for edge in (side.start, side.stop)] for w in range(len(windows))]
     return OcclusionMaps(
         images=images,
         boxes=torch.tensor(boxes, device="cpu").view(*grid, 4),
+        fill=content,
         layer=layer if isinstance(layer, str) else locate(model, layer)[0],
         fmaps=found.fmaps,
         activation_cells=cells["activation"],
@@ -230,19 +234,18 @@ class _Maps:
         self.clean = {name: rows[0] for name, rows in self._rows(activation, outputs, 1).items()}
 
     def sweep(
-        self, images: Tensor, windows: Windows, fill: Fill, engine: str, batch: int | None, progress: bool,
+        self, images: Tensor, windows: Windows, fill: Tensor, engine: str, batch: int | None, progress: bool,
         only: NDArray[np.int64] | None = None,
     ) -> Rows:  # fmt: skip
         """The results of every window, or of those of the numbers ``only``."""
-        content = filled(images, fill)
-        changed = self._changed(images, windows, content) if engine != "full" else None
+        changed = self._changed(images, windows, fill) if engine != "full" else None
         if changed is None and engine == "incremental":
             raise UnsupportedModel("this model can't be computed in part: use engine='full' or 'auto'")
 
         def run(inputs: tuple[Tensor, ...], count: int) -> Rows:
             return self._rows(*self._pass(inputs[0]), count)
 
-        whole = [FullEngine(run, (images,), 0, windows, content, layout) for layout in (False, True)]
+        whole = [FullEngine(run, (images,), 0, windows, fill, layout) for layout in (False, True)]
         order = windows.order()
         if only is not None:
             order = order[np.isin(order, only)]
@@ -328,12 +331,12 @@ def _targets(given: Any, outputs: Tensor) -> Tensor:
 
 
 def _refined(
-    found: _Maps, images: Tensor, windows: Windows, grid: tuple[int, int], fill: Fill, engine: str,
+    found: _Maps, images: Tensor, windows: Windows, grid: tuple[int, int], fill: Tensor, engine: str,
     batch: int | None, progress: bool, refine: Refine,
 ) -> tuple[Rows, list[Refinement]]:  # fmt: skip
     """Each image by itself, as each changes elsewhere."""
     parts, refinements = [], []
-    content = filled(images, fill).expand(images.shape)
+    content = fill.expand(images.shape)
     for n in range(len(images)):
         one, image, fills = found.only(n), images[n : n + 1], content[n : n + 1]
 

@@ -61,11 +61,14 @@ def figure7(
 
 def _patched(axes: Any, maps: OcclusionMaps, image: int, mean: Sequence[float], std: Sequence[float]) -> None:
     """The image with the patch at its middle position."""
-    pixels = to_pixels(maps.images[image], mean, std).copy()
-    boxes = maps.boxes
+    boxes, covered, fill = maps.boxes, maps.images[image].clone(), maps.fill.expand(maps.images.shape)[image]
     y0, y1, x0, x1 = boxes[len(boxes) // 2, boxes.shape[1] // 2].tolist()
-    pixels[y0:y1, x0:x1] = 128
-    _pixels(axes, pixels, f"(a) a patch of {y1 - y0} x {x1 - x0}\nat {boxes.shape[0]} x {boxes.shape[1]} places")
+    covered[:, y0:y1, x0:x1] = fill[:, y0:y1, x0:x1]
+    _pixels(
+        axes,
+        to_pixels(covered, mean, std),
+        f"(a) a patch of {y1 - y0} x {x1 - x0}\nat {boxes.shape[0]} x {boxes.shape[1]} places",
+    )
     axes.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor="white", linewidth=0.8))
 
 
