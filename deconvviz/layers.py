@@ -103,6 +103,7 @@ def address(name: str, number: int, counts: Mapping[str, int]) -> str:
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
-    """A sentence with the nearest of ``names``."""
-    near = difflib.get_close_matches(name, names, n=5, cutoff=0.5) or [n for n in names if n][:5]
-    return "did you mean " + ", ".join(repr(n) for n in dict.fromkeys(near)) + "?" if near else "it has none"
+    """A sentence with the nearest of ``names``, whatever their case."""
+    known = {n.lower(): n for n in names if n}
+    near = difflib.get_close_matches(name.lower(), known, n=5, cutoff=0.5) or list(known)[:5]
+    return "did you mean " + ", ".join(repr(known[n]) for n in near) + "?" if near else "it has none"
