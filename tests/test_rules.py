@@ -821,6 +821,22 @@ def test_convolutions_of_any_geometry(geometry, groups, filters):
         assert_same(back, by_columns(convolution, [x], signal))
 
 
+@pytest.mark.parametrize("channels", [1, 4, 5])
+@pytest.mark.parametrize(
+    "kernel, stride, padding", [((7, 7), 2, 3), ((11, 3), 4, (2, 0)), ((4, 4), 4, 0), ((1, 2), 3, 0)]
+)
+def test_a_strided_filter_of_few_channels(channels, kernel, stride, padding):
+    """It goes back by the phases of its stride, for several images or maps."""
+    convolution = nn.Conv2d(channels, 6, kernel, stride, padding).double()
+    images = random(3, channels, 23, 18).requires_grad_()
+    output = convolution(images)
+    seed = torch.zeros_like(output)
+    seed[:, 2] = output[:, 2].detach()
+    (expected,) = torch.autograd.grad(output, images, seed)
+    found = Deconvnet(convolution).project("", [1, 2], inputs=images.detach(), position="all")[:, 1]
+    assert (found - expected).abs().max() < 1e-12
+
+
 @at_random
 @given(geometries(most_padding=lambda kernel: (kernel - 1) // 2), st.sampled_from([1, 2]), st.data())
 def test_transposed_convolutions_of_any_geometry(geometry, groups, data):

@@ -135,12 +135,33 @@ def transposed_filter(signal: Tensor, weight: Tensor, size: Sequence[int], strid
     spatial, many = weight.dim() - 2, len(signal) > 1
     layout = torch.channels_last if spatial == 2 and many else torch.contiguous_format
     batch = signal.flatten(0, 1).contiguous(memory_format=layout)
+    strided = stride[0] > 1 and len({*stride}) == 1 and {*dilation, groups} == {1}
+    if len(batch) > 1 and spatial == 2 and strided and weight.shape[1] <= FEW:
+        return _by_phase(batch, weight.to(batch.dtype), size, stride[0], padding).unflatten(0, signal.shape[:2])
     geometry = zip(size, batch.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
     beyond = [n - ((cells - 1) * s - 2 * p + (k - 1) * d + 1) for n, cells, k, s, p, d in geometry]
     back = TRANSPOSED[spatial - 1](batch, weight.to(batch.dtype), None, stride, padding, beyond, groups, dilation)
     return back.unflatten(0, signal.shape[:2])
 
 
+def _by_phase(signal: Tensor, weight: Tensor, size: Sequence[int], stride: int, padding: Sequence[int]) -> Tensor:
+    """A transposed filter (O, I, K, K) with a stride S as one without: each of the S x S phases of the pixels has taps
+    of its own, and puts out channels of its own, which are then laid between each other.
+
+    Of the filter at the pixels it takes less than half the time, as its channels are few.
+    """
+    taps = [-(-k // stride) for k in weight.shape[2:]]
+    (up, across), (outward, inward, *kernel) = taps, weight.shape
+    whole = F.pad(weight, [0, across * stride - kernel[1], 0, up * stride - kernel[0]])
+    phases = whole.view(outward, inward, up, stride, across, stride).flip(2, 4).permute(1, 3, 5, 0, 2, 4)
+    found = F.conv2d(signal, phases.reshape(-1, outward, up, across), padding=(up - 1, across - 1))
+    pixels = F.pixel_shuffle(found, stride)
+    ends = [p + n - extent for p, n, extent in zip(padding, size, pixels.shape[2:], strict=True)]
+    return F.pad(pixels, [-padding[1], ends[1], -padding[0], ends[0]])
+
+
+FEW = 4
+"""Channels, such as a picture's, up to which a transposed filter goes by phases."""
 TRANSPOSED: tuple[Callable[..., Tensor], ...] = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 
