@@ -238,7 +238,12 @@ GLOBAL = {
         "conv2d",
     ),
     "reflection": (lambda net, x: F.pad(x, (1, 1, 1, 1), mode="reflect"), "pad"),
-    "upsampling": (lambda net, x: F.interpolate(x, scale_factor=2), "interpolate"),
+    "more pixels than the image's": (lambda net, x: F.interpolate(x, scale_factor=2), "interpolate"),
+    "corners that align": (
+        lambda net, x: F.interpolate(F.max_pool2d(x, 2), scale_factor=2, mode="bilinear", align_corners=True),
+        "interpolate",
+    ),
+    "a factor of one and a half": (lambda net, x: F.interpolate(F.max_pool2d(x, 4), scale_factor=1.5), "interpolate"),
     "spread of everything": (lambda net, x: net.conv(x) / x.std(False), "std"),
     "length of columns": (lambda net, x: net.conv(x) / x.norm(2, 3, keepdim=True), "norm"),
     "a mask from the input": (lambda net, x: x * (x > x.mean()), "a mask in mul"),
@@ -313,16 +318,49 @@ def test_random_chains(data):
     check_exact(tape, value, field, at_borders=False)
 
 
+ENLARGED = {
+    "nearest": lambda x: F.interpolate(x, scale_factor=2),
+    "nearest, three times": lambda x: F.interpolate(x, scale_factor=(3, 3), mode="nearest-exact"),
+    "bilinear": lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear"),
+    "bilinear, three times": lambda x: F.interpolate(x, scale_factor=3, mode="bilinear", align_corners=False),
+    "bicubic": lambda x: F.interpolate(x, scale_factor=4, mode="bicubic"),
+    "transposed filter": lambda x: F.conv_transpose2d(x, torch.ones(3, 3, 4, 4), stride=2, padding=1),
+    "transposed filter, with gaps": lambda x: F.conv_transpose2d(x, torch.ones(3, 3, 2, 3), None, 3, 0, 1, 1, 2),
+    "pixel shuffle": lambda x: F.pixel_shuffle(torch.cat([x, x, x, x], 1), 2),
+}
+
+
+@pytest.mark.parametrize("name", ENLARGED)
+def test_nothing_outside_the_field_reaches_an_enlarged_map(name):
+    """Its field is that of all phases of the factor: some units see less, but not all."""
+    net = network(lambda net, x: net.conv(ENLARGED[name](F.avg_pool2d(net.conv(x), 12))))
+    tape, value, field = field_of(net, torch.randn(1, 3, 48, 60), "")
+    assert not field.reason
+    shape, phases = tape.values[value].shape, 12 // field.axes[0].jump
+    for a, axis in enumerate(field.axes):
+        seen: list[int] = []
+        for i in range(shape[2 + a]):
+            unit = [n // 2 for n in shape[2:]]
+            unit[a] = i
+            (first, end), unclipped = axis.pixels(i), axis.offset + i * axis.jump
+            outside = [*range(first), *range(end, axis.image)]
+            assert not outside or not reached(tape, value, a, outside, unit)
+            if 0 <= unclipped <= axis.image - axis.size:
+                seen += [reached(tape, value, a, [first], unit), reached(tape, value, a, [end - 1], unit)]
+        assert len(seen) < 2 * phases or any(seen[::2]) and any(seen[1::2]), f"axis {a}: always less than {axis}"
+
+
 @settings(max_examples=200, derandomize=True, deadline=None)
-@given(st.integers(1, 60), st.sampled_from([1, 2, 4, 8, 16]), st.integers(-40, 5), st.integers(20, 130))
-def test_crops_hold_the_field_and_its_padding(size, jump, offset, image):
-    axis = Axis(image, size, jump, offset)
+@given(st.integers(1, 60), st.sampled_from([1, 2, 4, 8, 16]), st.integers(-40, 5), st.integers(20, 130),
+       st.sampled_from([1, 4, 6, 16]))  # fmt: skip
+def test_crops_hold_the_field_and_its_padding(size, jump, offset, image, coarsest):
+    axis = Axis(image, size, jump, offset, coarsest=coarsest)
     units = (image - offset - 1) // jump + 1
     for i in range(units):
         start, end = axis.crop_start(i), axis.crop_start(i) + axis.crop_size
         first, last = axis.pixels(i)
         assert 0 <= start <= first and last <= end <= image or first == last
-        assert start % jump == 0
+        assert start % jump == start % coarsest == 0
         unclipped = offset + i * jump
         assert unclipped >= 0 or start == 0  # the padding is the image's own
         assert unclipped + size <= image or end == image

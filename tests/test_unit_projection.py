@@ -88,6 +88,41 @@ def test_a_shortcut_of_every_second_pixel_is_cropped(size):
             assert (whole(field, unit, pixels) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
+DECODERS = {
+    "nearest": lambda n: nn.Upsample(scale_factor=2),
+    "bilinear": lambda n: nn.Upsample(scale_factor=2, mode="bilinear"),
+    "transposed filter": lambda n: nn.ConvTranspose2d(n, n, 2, 2),
+    "wide transposed filter": lambda n: nn.ConvTranspose2d(n, n, 4, 2, 1),
+    "pixel shuffle": lambda n: nn.Sequential(nn.Conv2d(n, 4 * n, 1), nn.PixelShuffle(2)),
+}
+
+
+class UNet(nn.Module):
+    def __init__(self, enlarge):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.down = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 8, 3, padding=1)
+        self.up, self.last = enlarge(8), nn.Conv2d(14, 8, 3, padding=1)
+
+    def forward(self, x):
+        skip = F.relu(self.first(x))
+        coarse = F.relu(self.down(F.max_pool2d(skip, 2)))
+        return F.relu(self.last(torch.cat([skip, self.up(coarse)], 1)))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (62, 50)])
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_decoders_units_are_cropped(name, size):
+    model, x = UNet(DECODERS[name]).eval(), images(1, size)
+    field, output = place(model, "last", x)
+    assert all(axis.crop_size < 32 and axis.jump == 1 for axis in field.axes)
+    units = firing_units(output, x)
+    with Deconvnet(model) as deconv:
+        for unit, pixels in zip(units, project_units(model, ("last", 1), field, units), strict=True):
+            expected = deconv.project("last", unit.fmap, inputs=x, position=unit.position)[0]
+            assert (whole(field, unit, pixels) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
 def test_small_fields_are_really_cropped_and_large_ones_are_not():
     x, sizes = images(1, (224, 224)), {}
     for layer in ("features.2", "features.10", "features.12"):

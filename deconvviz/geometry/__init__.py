@@ -8,12 +8,13 @@ Through a window of kernel k, stride s, padding p and dilation d (a convolution,
 
     size + (k - 1) * d * jump,    jump * s,    offset - p * jump
 
-and where branches meet (add, concatenate), the union. Ceil mode and padding only add units at the borders,
-whose fields reach beyond the image: :meth:`Axis.pixels` clips them.
+and where branches meet (add, concatenate), the union. Upsampling by S and a transposed convolution make ``jump / S`` of
+the jump; a field is then that of all phases of the factor, so some units see a little less. Ceil mode and padding only
+add units at the borders, whose fields reach beyond the image: :meth:`Axis.pixels` clips them.
 
 After global pooling, squeeze-and-excite or a linear layer over positions a unit sees the whole image: its
-field is *global*, and :attr:`Axis.reason` says why. So it is after upsampling, a transposed convolution and any
-operation that is not known here: a field is never too small.
+field is *global*, and :attr:`Axis.reason` says why. So it is after a map finer than the image and any operation that is
+not known here: a field is never too small.
 
 >>> axis = Axis(image=224, size=43, jump=16, offset=-2, dim=2)      # ZFNet's pool2
 >>> axis.pixels(0), axis.pixels(5), axis.crop_size, axis.crop_start(5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ class Axis:
     """The dimension of the value that runs along this axis."""
     reason: str = ""
     """Why the field is global: the operation that mixes all positions."""
+    coarsest: int = 1
+    """A multiple of the jumps before each upsampling, in pixels; 1 without one."""
     rigid: bool = False
     """The pass holds a size of its own along this axis (an adaptive pool, a learned map), so that a crop would
     not be computed as a part of the whole."""
@@ -39,20 +42,26 @@ class Axis:
     def crop_size(self) -> int:
         """Pixels of a crop that any unit can be computed from, all of one size.
 
-        Crops start at multiples of the jump, so that every layer falls on the same pixels as in the whole
+        Crops start at multiples of every jump on the way, so that each layer falls on the same pixels as in the whole
         image. One that touches the far border ends on it exactly: border padding falls where it fell.
         """
         if self.reason or self.rigid:
             return self.image
-        size = self.size + self.offset % self.jump
-        return min(size + (self.image - size) % self.jump, self.image)
+        grid = self._grid
+        size = self.size + grid - self.jump + self.offset % self.jump
+        return min(size + (self.image - size) % grid, self.image)
 
     def crop_start(self, position: int) -> int:
         """The first pixel of the crop for the unit at ``position``."""
         if self.crop_size == self.image:
             return 0
-        aligned = (self.offset + position * self.jump) // self.jump * self.jump
+        aligned = (self.offset + position * self.jump) // self._grid * self._grid
         return min(max(aligned, 0), self.image - self.crop_size)
+
+    @property
+    def _grid(self) -> int:
+        """Pixels at whose multiples crops start."""
+        return math.lcm(self.jump, self.coarsest)
 
 
 @dataclass(frozen=True)

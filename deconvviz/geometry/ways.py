@@ -23,7 +23,8 @@ def union(a: Axis, b: Axis, name: str) -> Axis:
     if (a.dim, a.jump) != (b.dim, b.jump):
         return replace(a, reason=f"{name} joins different scales")
     first, end = min(a.offset, b.offset), max(a.offset + a.size, b.offset + b.size)
-    return replace(a, offset=first, size=end - first, rigid=a.rigid or b.rigid)
+    coarsest = math.lcm(a.coarsest, b.coarsest)
+    return replace(a, offset=first, size=end - first, coarsest=coarsest, rigid=a.rigid or b.rigid)
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,53 @@ def _unshuffled(seen: Seen, axis: Axis, n: int) -> Axis:
         return seen.all(axis)
     block = seen.step.argument(1, "downscale_factor")
     return _window(axis, block, block, 0, 1)
+
+
+def _enlarged(axis: Axis, factor: int, first: int, last: int) -> Axis:
+    """To ``factor`` times as many units: unit i sees those of before that are ``first`` to ``last`` from it, in steps
+    of the new jump. Not every unit sees all of them, so the field can be more than one sees."""
+    jump = axis.jump // factor
+    coarsest = math.lcm(axis.coarsest, axis.jump)
+    size, offset = axis.size + (last - first) * jump, axis.offset + first * jump
+    return replace(axis, size=size, jump=jump, offset=offset, coarsest=coarsest)
+
+
+def _interpolated(seen: Seen, axis: Axis, n: int) -> Axis:
+    """By a whole factor, and where output i lies at (i + 1/2) / factor - 1/2: corners that align depend on the size."""
+    old, new, step = seen.shapes[n][axis.dim], seen.shape[axis.dim], seen.step
+    scale, mode = step.argument(2, "scale_factor"), step.argument(3, "mode", "nearest")
+    reach = {"nearest": 0, "nearest-exact": 0, "linear": 1, "bilinear": 1, "trilinear": 1, "bicubic": 2}.get(mode)
+    if axis.dim < 2 or new % old or reach is None or step.argument(4, "align_corners"):
+        return seen.all(axis)
+    factor = new // old
+    scale = scale[axis.dim - 2] if isinstance(scale, (list, tuple)) else scale
+    if axis.jump % factor or scale not in (None, factor):
+        return seen.all(axis)
+    axis = replace(axis, rigid=axis.rigid or scale is None)
+    if factor == 1 or reach == 0:
+        return _enlarged(axis, factor, 1 - factor, 0)
+    return _enlarged(axis, factor, (1 - factor - 2 * reach * factor) // 2 + 1, (1 - factor + 2 * reach * factor) // 2)
+
+
+def _transposed_filter(seen: Seen, axis: Axis, n: int) -> Axis:
+    step = seen.step
+    if not isinstance(step.argument(0, "input"), Slot) or len(step.inputs) > 1:
+        return seen.all(axis)
+    kernel = step.argument(1, "weight").shape[2:]
+    a, spatial = axis.dim - (len(seen.shape) - len(kernel)), len(kernel)
+    defaults = ((3, "stride", 1), (4, "padding", 0), (7, "dilation", 1))
+    given = (each(step.argument(i, name, default), spatial) for i, name, default in defaults)
+    stride, padding, dilation = (item[a] for item in given)
+    if a < 0 or axis.jump % stride:
+        return seen.all(axis)
+    return _enlarged(axis, stride, padding - (kernel[a] - 1) * dilation, padding)
+
+
+def _shuffled(seen: Seen, axis: Axis, n: int) -> Axis:
+    """Channels to blocks of pixels."""
+    factor = seen.step.argument(1, "upscale_factor")
+    pixels = axis.dim >= len(seen.shape) - 2 and axis.jump % factor == 0
+    return _enlarged(axis, factor, 1 - factor, 0) if pixels else seen.all(axis)
 
 
 def _adaptive_pool(seen: Seen, axis: Axis, n: int) -> Axis:
@@ -285,6 +333,9 @@ _ROWS: list[tuple[str, Callable[[Seen, Axis, int], Axis]]] = [
         _adaptive_pool,
     ),
     ("pixel_unshuffle", _unshuffled),
+    ("pixel_shuffle", _shuffled),
+    ("interpolate", _interpolated),
+    ("conv_transpose1d conv_transpose2d conv_transpose3d", _transposed_filter),
     ("pad", _padded),
     ("mean sum amax std var", _reduced(1)),
     ("norm linalg_norm linalg_vector_norm", _reduced(2)),
