@@ -32,7 +32,8 @@ The package, from what users call down to single steps (imports only go down)::
     models                  the paper's networks; a model by its name, weights from a file, safely
     plotting, templates     figures and pages of results, which call them and which they do not import
     images                  pictures in and out
-    memory, errors          running out of memory; DeconvvizError and its kinds
+    memory, precision       running out of memory; float32 for sums, float64 where a device has it
+    errors                  DeconvvizError and its kinds
 """
 
 from deconvviz.deconvnet import CheckReport, Deconvnet, NeuronDeconvnet

@@ -16,11 +16,6 @@ def like(model: nn.Module) -> Tensor:
     return torch.zeros((), device="cpu") if found is None else found.detach()
 
 
-def at_least_float32(tensor: Tensor) -> torch.dtype:
-    """The dtype of what is summed from ``tensor``: its own, but float32 for half precision, which ends at 65504."""
-    return torch.promote_types(tensor.dtype, torch.float32)
-
-
 def input_tensors(inputs: Any, model: nn.Module) -> tuple[Tensor, ...]:
     """``inputs``, a tensor or a tuple of tensors (N, ...), as a tuple that ``model`` can be asked about.
 

@@ -33,8 +33,9 @@ from deconvviz.capture import require_module
 from deconvviz.capture.reading import evaluating
 from deconvviz.errors import InvalidInput, TargetOutOfRange
 from deconvviz.features import features, layer_names
-from deconvviz.inputs import at_least_float32, input_images, input_pictures
+from deconvviz.inputs import input_images, input_pictures
 from deconvviz.layers import Layer
+from deconvviz.precision import at_least_float32
 from deconvviz.units import require
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from deconvviz.boxes import Boxed
 from deconvviz.errors import FeatureMapOutOfRange, InvalidInput, PositionOutOfRange
-from deconvviz.inputs import at_least_float32
+from deconvviz.precision import at_least_float32
 
 FeatureMaps = int | Sequence[int] | slice | Literal["strongest"] | None
 Position = Literal["max", "all"] | tuple[int, ...] | Tensor

@@ -29,7 +29,7 @@ LEVELS = [
     ["tape"],
     ["models", "plotting"],
     ["images"],
-    ["memory"],
+    ["memory", "precision"],
     ["errors"],
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -94,21 +94,29 @@ def _window(axis: Axis, kernel: int, stride: int, padding: int, dilation: int) -
     )
 
 
-def _filter(seen: Seen, axis: Axis, n: int) -> Axis:
+def _kernel_along(seen: Seen, axis: Axis) -> tuple[int, int, int] | None:
+    """A filter's taps along an axis, the axis's number among those it runs along, and their count; ``None`` if it does
+    not run along it, or comes from the image itself."""
     if not isinstance(seen.step.argument(0, "input"), Slot) or len(seen.step.inputs) > 1:
-        return seen.all(axis)
+        return None
     kernel = seen.step.argument(1, "weight").shape[2:]
-    a, spatial = axis.dim - (len(seen.shape) - len(kernel)), len(kernel)
-    if a < 0:
+    a = axis.dim - (len(seen.shape) - len(kernel))
+    return None if a < 0 else (kernel[a], a, len(kernel))
+
+
+def _filter(seen: Seen, axis: Axis, n: int) -> Axis:
+    along = _kernel_along(seen, axis)
+    if along is None:
         return seen.all(axis)
+    taps, a, spatial = along
     defaults = ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1))
     stride, padding, dilation = (seen.step.argument(i, name, default) for i, name, default in defaults)
     steps = each(dilation, spatial)[a]
     if isinstance(padding, str):
-        pad = (kernel[a] - 1) * steps // 2 if padding == "same" else 0
+        pad = (taps - 1) * steps // 2 if padding == "same" else 0
     else:
         pad = each(padding, spatial)[a]
-    return _window(axis, kernel[a], each(stride, spatial)[a], pad, steps)
+    return _window(axis, taps, each(stride, spatial)[a], pad, steps)
 
 
 def _pool(seen: Seen, axis: Axis, n: int) -> Axis:
@@ -155,17 +163,16 @@ def _interpolated(seen: Seen, axis: Axis, n: int) -> Axis:
 
 
 def _transposed_filter(seen: Seen, axis: Axis, n: int) -> Axis:
-    step = seen.step
-    if not isinstance(step.argument(0, "input"), Slot) or len(step.inputs) > 1:
+    along = _kernel_along(seen, axis)
+    if along is None:
         return seen.all(axis)
-    kernel = step.argument(1, "weight").shape[2:]
-    a, spatial = axis.dim - (len(seen.shape) - len(kernel)), len(kernel)
+    taps, a, spatial = along
     defaults = ((3, "stride", 1), (4, "padding", 0), (7, "dilation", 1))
-    given = (each(step.argument(i, name, default), spatial) for i, name, default in defaults)
+    given = (each(seen.step.argument(i, name, default), spatial) for i, name, default in defaults)
     stride, padding, dilation = (item[a] for item in given)
-    if a < 0 or axis.jump % stride:
+    if axis.jump % stride:
         return seen.all(axis)
-    return _enlarged(axis, stride, padding - (kernel[a] - 1) * dilation, padding)
+    return _enlarged(axis, stride, padding - (taps - 1) * dilation, padding)
 
 
 def _shuffled(seen: Seen, axis: Axis, n: int) -> Axis:
@@ -284,7 +291,7 @@ def _cut(seen: Seen, axis: Axis, n: int) -> Axis:
 
 
 def _indexed(seen: Seen, axis: Axis, n: int) -> Axis:
-    """Numbers, slices, ``None`` and ``...``; a slice along the axis only from its start, in steps of one."""
+    """Numbers, slices, ``None`` and ``...``: a slice along the axis is a stride."""
     index = whole_index(seen.step.argument(1, "index"), len(seen.shapes[n]))
     if any(isinstance(item, (Tensor, list, Slot, bool)) for item in index):
         return seen.all(axis)

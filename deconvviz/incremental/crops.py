@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deconvviz.incremental.regions import Boxes, Firsts, Region
-from deconvviz.inputs import at_least_float32
+from deconvviz.precision import at_least_float32
 
 
 class CleanValue:

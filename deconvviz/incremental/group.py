@@ -13,7 +13,7 @@ from deconvviz.incremental.crops import read
 from deconvviz.incremental.forms import row_of
 from deconvviz.incremental.regions import Boxes, Firsts, Region
 from deconvviz.incremental.work import Work
-from deconvviz.inputs import at_least_float32
+from deconvviz.precision import at_least_float32
 from deconvviz.tape import Slot, Step, flatten
 
 DENSE_FROM = 0.95

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from deconvviz.incremental.work import first_alone
+from deconvviz.precision import precise
 from deconvviz.rules import EXACT
 from deconvviz.rules.linear import each, filter_arguments
-from deconvviz.rules.norms import precise
 from deconvviz.tape import Slot, Step, Value
 
 FILTERS = ("conv1d", "conv2d", "conv3d")

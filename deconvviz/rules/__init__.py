@@ -55,18 +55,6 @@ _ROWS: list[tuple[str, Rule]] = [
         Rule(EXACT, linear.adjoint, keeps_gate=True),
     ),
     (
-        "div divide true_divide",
-        Rule(
-            EXACT,
-            gates.pass_gate,
-            boxed.product,
-            keeps_gate=True,
-            listed=False,
-            classify=gates.quotient_kind,
-            observe=gates.observe_gate,
-        ),
-    ),
-    (
         "conv_transpose1d conv_transpose2d conv_transpose3d mv dot tensordot bilinear grid_sample",
         Rule(EXACT, linear.adjoint, listed=False, classify=linear.product_kind),
     ),
@@ -139,7 +127,7 @@ _ROWS: list[tuple[str, Rule]] = [
     ("local_response_norm", Rule(GENERALISED, linear.identity, boxed.pointwise)),
     # ── gates, dropout, heads ────────────────────────────────────────────────────────────────────────
     (
-        "mul",
+        "mul div divide true_divide",
         Rule(
             EXACT,
             gates.pass_gate,

@@ -26,17 +26,13 @@ def is_root(step: Step) -> bool:
 
 
 def factor_kind(step: Step, values: Sequence[Value]) -> str:
-    """A product with a gate (a sigmoid, a clamp, a statistic) is gated; one with a parameter is a layer scale."""
+    """A product with a gate (a sigmoid, a clamp), or a quotient by one (a statistic), is gated; a parameter scales a
+    layer."""
     if _gate(step, values) is not None:
         return GATE
     if any(isinstance(item, nn.Parameter) for item in step.arguments):
         return GENERALISED
     return product_kind(step, values)
-
-
-def quotient_kind(step: Step, values: Sequence[Value]) -> str:
-    """What is divided by a gate is gated, as in a norm written by hand."""
-    return product_kind(step, values) if _gate(step, values) is None else GATE
 
 
 def _gate(step: Step, values: Sequence[Value]) -> tuple[int, Gate] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deconvviz.precision import at_least_float32, precise
 from deconvviz.rules.rule import EXACT, GENERALISED, Context, Run, Signals
 from deconvviz.tape import Step, Value
 
@@ -42,13 +42,13 @@ def _layer_norm(x: Tensor, normalized_shape: Sequence[int], weight: Any = None, 
 
 
 def _rms_norm(x: Tensor, normalized_shape: Sequence[int], weight: Any = None, eps: Any = None) -> tuple[Any, ...]:
-    square = x.to(torch.promote_types(x.dtype, torch.float32)).square()
+    square = x.to(at_least_float32(x)).square()
     mean = square.mean(tuple(range(-len(normalized_shape), 0)), keepdim=True)
     return torch.rsqrt(mean + (torch.finfo(x.dtype).eps if eps is None else eps)), weight
 
 
 def _normalize(x: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None) -> Any:
-    lengths = x.to(torch.promote_types(x.dtype, torch.float32)).norm(p, dim, keepdim=True)
+    lengths = x.to(at_least_float32(x)).norm(p, dim, keepdim=True)
     return (lengths.clamp_min(eps).reciprocal(),)
 
 
@@ -112,23 +112,9 @@ def scale(step: Step, signals: Signals, context: Context) -> Signals:
     return [signal]
 
 
-def precise(tensor: Tensor) -> Tensor:
-    """In double precision, as PyTorch's own kernels have it, or as it is on a device that has none (MPS)."""
-    return tensor.double() if _has_double(tensor.device) else tensor
-
-
-@functools.cache
-def _has_double(device: torch.device) -> bool:
-    try:
-        torch.zeros(1, dtype=torch.float64, device=device)
-    except (RuntimeError, TypeError):
-        return False
-    return True
-
-
 def _variance(x: Tensor, dims: Sequence[int]) -> Tensor:
     """The biased variance over ``dims``, in float32 at least."""
-    return x.to(torch.promote_types(x.dtype, torch.float32)).var(tuple(dims), correction=0, keepdim=True)
+    return x.to(at_least_float32(x)).var(tuple(dims), correction=0, keepdim=True)
 
 
 def _per_channel(item: Tensor | None, x: Tensor) -> Tensor | None:
