@@ -286,6 +286,18 @@ def in_place_beside_an_alias(x):
     return x - y
 
 
+class Heads(nn.Module):
+    """Attention of two heads among the cells, as a transformer's block has it."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads = nn.MultiheadAttention(4, 2, batch_first=True).double()
+
+    def forward(self, x):
+        cells = x.flatten(2).mT
+        return x + self.heads(cells, cells, cells, need_weights=False)[0].mT.view_as(x)
+
+
 LAYERS = {
     "relu": nn.ReLU(),
     "relu in place": nn.ReLU(inplace=True),
@@ -354,6 +366,7 @@ LAYERS = {
         *[x.flatten(2).mT] * 3, attn_mask=torch.eye(x[0, 0].numel()).double()).mT.view_as(x)),
     "attention of one query": Calls(lambda x: x + F.scaled_dot_product_attention(
         torch.ones(1, 1, 4).double(), x.flatten(2).mT, x.flatten(2).mT).mT.unsqueeze(3)),
+    "attention of heads": Heads(),
     "cumsum": Calls(lambda x: x.cumsum(2)),
     "roll": Calls(lambda x: x.roll(3, 3)),
 }  # fmt: skip
@@ -396,6 +409,11 @@ BATCHES = {
 @pytest.mark.parametrize("name", BATCHES)
 def test_what_a_model_does_to_its_batch_axis(name):
     agree(around(Calls(BATCHES[name])), image(20, 18), (5, 4), spread((20, 18), (5, 4), 7))
+
+
+def test_attention_of_heads_goes_window_by_window_without_a_warning(recwarn):
+    agree(around(Heads()), image(12, 12), (5, 4), spread((12, 12), (5, 4), 7))
+    assert not recwarn.list
 
 
 def test_attention_takes_all_windows_at_once(recwarn):

@@ -486,6 +486,14 @@ def kept(gate):
     return gate
 
 
+def attention_of_heads(query, key, value, **options):
+    """(L, N, 3) attended by one head of random weights."""
+    heads = nn.MultiheadAttention(3, 1, bias=True).to(X.dtype).eval()
+    for i, parameter in enumerate(heads.parameters()):
+        parameter.data = random(*parameter.shape, seed=20 + i)
+    return heads(query, key, value, **options)[0]
+
+
 # Functions of x and ``held``, through which a gate goes: ``kept`` in the model, ``detach`` in the reference.
 GATED = {
     "mul": lambda x, held: x * held(squeeze(x).sigmoid()),
@@ -538,6 +546,10 @@ GATED = {
     "scaled_dot_product_attention": lambda x, held: F.scaled_dot_product_attention(held(x), held(x), x),
     "scaled_dot_product_attention, one query": lambda x, held: F.scaled_dot_product_attention(
         query=OTHER[:, :, :1], key=held(x), value=2 * x, is_causal=True
+    ),
+    "multi_head_attention_forward": lambda x, held: attention_of_heads(held(x[0]), held(x[0]), x[0]),
+    "multi_head_attention_forward, one query": lambda x, held: attention_of_heads(
+        held(x[1].mean(0, True)), held(x[1]), 2 * x[1], need_weights=False
     ),
 }
 
@@ -609,6 +621,14 @@ def test_gates_and_masks_are_constants_of_the_pass(operation, case):
     tape, signal, back = projected(lambda x: case(x, kept), X)
     assert_same(back, by_autograd(lambda x: case(x, torch.Tensor.detach), [X], signal))
     assert kinds(tape, operation) == {GATE}
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_attention_that_drops_weights_is_unsupported(training):
+    for dropout, supported in ((0.0, True), (0.5, not training)):
+        heads = nn.MultiheadAttention(3, 1, dropout=dropout).to(X.dtype).train(training)
+        tape = watch(Applied(lambda x, heads=heads: heads(x[0], x[0], x[0])[0]), [X])[0]
+        assert kinds(tape, "multi_head_attention_forward") == {GATE if supported else UNSUPPORTED}
 
 
 def test_check_lists_a_sigmoid_that_gates_as_a_gate_and_another_as_a_gradient():
@@ -743,6 +763,7 @@ WITHOUT_RULE = {
     "linear": lambda x: F.linear(x, x[0, 0]),
     "grid_sample": lambda x: F.grid_sample(OTHER, x[..., :2] / 4, align_corners=False),
     "scaled_dot_product_attention of constants": lambda x: F.scaled_dot_product_attention(x, x, OTHER),
+    "multi_head_attention_forward of constants": lambda x: attention_of_heads(x[0], x[0], OTHER[0]),
     "sort": lambda x: x.sort(1)[0],
     "topk": lambda x: x.topk(2, 1).values,
     "clamp": lambda x: x.clamp(-1, 1),

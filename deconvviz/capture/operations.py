@@ -27,8 +27,9 @@ _OTHER_SIGNATURE = (torch.batch_norm, torch.instance_norm)
 QUERIES = _names(
     "shape size dim ndim ndimension numel nelement dtype device layout is_cuda is_mps is_contiguous stride "
     "requires_grad is_floating_point is_complex element_size storage_offset names grad_fn is_leaf _version "
-    "has_names is_sparse is_quantized is_meta is_inference data_ptr untyped_storage __len__ __format__ "
-    "__repr__ __hash__ register_hook retain_grad itemsize nbytes"
+    "has_names is_sparse is_sparse_csr is_nested is_quantized is_mkldnn is_meta is_cpu is_xla is_xpu is_signed is_conj "
+    "is_neg is_shared is_pinned is_same_size is_inference result_type get_device dim_order data_ptr untyped_storage "
+    "__len__ __format__ __repr__ __hash__ register_hook retain_grad retains_grad output_nr itemsize nbytes"
 )
 DETACHED = frozenset(("detach", "data"))
 TO_NUMPY = frozenset(("numpy", "__array__", "__dlpack__"))

@@ -6,6 +6,7 @@ Which of the conditions here an operation has to meet for a batch stands in its 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,9 @@ def _one_by_one(step: Step, lacking: Sequence[bool]) -> Callable[[Batch], Any]:
         tensors = [batch.whole(value) for value in step.inputs]
         single = [t if lack else t.unsqueeze(1) for t, lack in zip(tensors, lacking, strict=False)]
         try:
-            outputs = vmap(lambda *each: tuple(flatten(step.rerun(*each))))(*single)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "There is a performance drop")  # it loops, as is done below
+                outputs = vmap(lambda *each: tuple(flatten(step.rerun(*each))))(*single)
         except (RuntimeError, ValueError, NotImplementedError):  # what vmap cannot follow
             each = [flatten(step.rerun(*one)) for one in zip(*single, strict=True)]
             outputs = tuple(torch.stack(parts) for parts in zip(*each, strict=True))

@@ -143,7 +143,7 @@ _ROWS: list[tuple[str, Rule]] = [
         Rule(EXACT, gates.weigh_back, listed=False, classify=gates.weighted_kind, observe=gates.observe_weights),
     ),
     (
-        "scaled_dot_product_attention",
+        "scaled_dot_product_attention multi_head_attention_forward",
         Rule(GATE, gates.weigh_back, classify=gates.attention_kind, observe=gates.observe_attention),
     ),
     ("glu", Rule(GATE, gates.gated_half, observe=gates.observe_glu)),

@@ -89,8 +89,9 @@ def observe_weights(step: Step, values: Sequence[Value], inputs: Sequence[Tensor
 
 def attention_kind(step: Step, values: Sequence[Value]) -> str:
     """What the weights that queries and keys give mix are the values; in train mode some weights are dropped."""
-    mixes = isinstance(step.argument(2, "value"), Slot) and not step.argument(4, "dropout_p", 0.0)
-    return GATE if mixes else UNSUPPORTED
+    heads = step.operation == "multi_head_attention_forward"
+    dropped = step.argument(10 if heads else 4, "dropout_p", 0.0) and (not heads or step.argument(13, "training", True))
+    return GATE if isinstance(step.argument(2, "value"), Slot) and not dropped else UNSUPPORTED
 
 
 def observe_attention(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], run: Run) -> Any:
@@ -104,10 +105,10 @@ def observe_attention(step: Step, values: Sequence[Value], inputs: Sequence[Tens
 
 def weigh_back(step: Step, signals: Signals, context: Context) -> Signals:
     """The adjoint in the one input that is no constant of the pass: the transposed matrix of the weights."""
-    (signal,) = signals
-    if signal is None or not step.constant:
+    if not step.constant:
         return adjoint(step, signals, context)
-    inputs = [Slot(0) if k not in step.constant else step.kept[k].to(signal.dtype) for k in range(len(step.inputs))]
+    dtype = next(signal.dtype for signal in signals if signal is not None)
+    inputs = [Slot(0) if k not in step.constant else step.kept[k].to(dtype) for k in range(len(step.inputs))]
     (k,) = set(range(len(inputs))).difference(step.constant)
     arguments, keywords = step.filled(inputs)
     alone = replace(step, arguments=tuple(arguments), keywords=keywords, inputs=(step.inputs[k],))

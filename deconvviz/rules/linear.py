@@ -55,7 +55,7 @@ def add_back(step: Step, signals: Signals, context: Context) -> Signals:
     return [unbroadcast(signal, context.values[i].shape) for i in step.inputs]
 
 
-ONE_BY_ONE = frozenset(("unfold", "bilinear", "scaled_dot_product_attention"))
+ONE_BY_ONE = frozenset(("unfold", "bilinear", "scaled_dot_product_attention", "multi_head_attention_forward"))
 """Operations whose way back PyTorch can't batch: it would loop too, with a warning."""
 
 
