@@ -182,13 +182,11 @@ def to_pixels(
 ) -> NDArray[np.uint8]:
     """Undo the normalisation of :func:`to_input`: a (3, H, W) tensor becomes pixels, clipped to 0..255.
 
-    One channel (1, H, W) becomes grey by a mean and deviation of its own, one number each; without (ImageNet's are of
-    three) it is stretched from its least value, black, to its greatest, white.
+    Any other number of channels is shown as grey, by their mean: of a mean and deviation of its own, one number each;
+    without (ImageNet's are of three) it is stretched from its least value, black, to its greatest, white.
     """
     require_normalisation(mean, std)
-    values = _finite(inputs, "inputs")
-    if len(values) not in (1, 3):
-        raise InvalidInput(f"inputs has {len(values)} channels, expected 3, or 1: select or repeat channels.")
+    values = _shown(_finite(inputs, "inputs"))
     if len(values) < len(mean):
         low, high = values.min(), values.max()
         mean, std = (0.5,), (1.0,)

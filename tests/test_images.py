@@ -396,7 +396,14 @@ def test_to_pixels_of_one_channel():
     assert (to_pixels(torch.full((1, 2, 2), 7.0)) == 128).all()
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 4), (1, 3, 4, 4), (4, 4), (3, 0, 4)])
+@pytest.mark.parametrize("channels", [2, 4])
+def test_to_pixels_shows_other_channels_as_grey_by_their_mean(channels):
+    values = torch.rand(channels, 5, 6)
+    assert (to_pixels(values) == to_pixels(values.mean(0, keepdim=True))).all()
+    assert (to_pixels(values, [0.25], [0.5]) == to_pixels(values.mean(0, keepdim=True), [0.25], [0.5])).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 4, 4), (4, 4), (3, 0, 4)])
 def test_to_pixels_refuses_other_shapes(shape):
     with pytest.raises(InvalidInput, match="inputs"):
         to_pixels(torch.zeros(shape))
