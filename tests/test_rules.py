@@ -69,6 +69,10 @@ LINEAR = {
     "add in place, scaled": lambda x: x.clone().add_(x.flip(1), alpha=3),
     "add broadcast": lambda x: x + x.sum((0, 2), keepdim=True),
     "add into out": lambda x: torch.add(x, x.flip(0), out=torch.empty_like(OTHER)),
+    "addcmul": lambda x: torch.addcmul(x.flip(0), x, OTHER, value=2),
+    "addcmul of constants": lambda x: x.clone().addcmul_(OTHER, OTHER.flip(1)),
+    "addmm": lambda x: torch.addmm(x[0, 0, :, :1], x[1, 1], mat2=MATRIX, beta=3),
+    "baddbmm": lambda x: torch.baddbmm(x[:, 0, :, :1], OTHER[:, 1], x[:, 2].mT, alpha=2),
     "sub": lambda x: x - 2 * x.flip(1),
     "subtract": lambda x: torch.subtract(x, x.flip(0), alpha=2),
     "rsub": lambda x: 1 - x,
@@ -781,7 +785,8 @@ WITHOUT_RULE = {
     "lp_pool2d": lambda x: F.lp_pool2d(x + 9, 2, 2),
     "fft_irfft2": lambda x: torch.fft.irfft2(torch.fft.rfft2(x) * (2 + 1j), s=x.shape[-2:]),
     "real": lambda x: torch.fft.fft2(x).real,
-    "addmm": lambda x: torch.addmm(MATRIX, random(3, 4), x[0, 0, :, :1].expand(4, 5)),
+    "addcmul": lambda x: torch.addcmul(x, x, x.flip(1)),
+    "addmm": lambda x: torch.addmm(OTHER[0, 0, :, :1], x[0, 0], x[1, 1].mT),
 }
 
 

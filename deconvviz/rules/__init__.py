@@ -47,6 +47,10 @@ _ROWS: list[tuple[str, Rule]] = [
         Rule(EXACT, linear.add_back, boxed.add, keeps_gate=True, listed=False, classify=linear.linear_kind),
     ),
     (
+        "addcmul addmm baddbmm",
+        Rule(EXACT, linear.adjoint, listed=False, classify=linear.fused_kind),
+    ),
+    (
         "avg_pool1d avg_pool2d avg_pool3d",
         Rule(EXACT, linear.adjoint, boxed.average_back, keeps_gate=True),
     ),

@@ -29,6 +29,12 @@ def product_kind(step: Step, values: Sequence[Value]) -> str:
     return linear_kind(step, values)
 
 
+def fused_kind(step: Step, values: Sequence[Value]) -> str:
+    """A sum of a term and a product is linear in the term, and in one of the factors."""
+    factors = len(step.inputs) - isinstance(step.argument(0, "input"), Slot)
+    return UNSUPPORTED if factors > 1 else linear_kind(step, values)
+
+
 LINEAR_IN_FIRST = ("div", "divide", "true_divide", "grid_sample")
 
 
