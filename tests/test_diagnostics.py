@@ -132,6 +132,12 @@ def test_a_bias_without_weights_is_dead_and_not_saturated(images) -> None:
     assert "1 of 12 filters (2) have no weights to speak of" in advice and "next layer's bias" in advice
 
 
+@pytest.mark.parametrize("layer", [nn.Hardtanh(), nn.Threshold(0.5, 0)], ids=["clamped at -1", "cut at 0.5"])
+def test_a_clamp_that_is_no_rectifier_says_nothing_of_where_a_filter_fires(images, layer) -> None:
+    model = nn.Sequential(clean()[0], layer)
+    assert all(filter.fires is None for filter in diagnose(model, images)["0"].filters)
+
+
 def test_the_data_is_seen_in_eval_mode(images) -> None:
     model = nn.Sequential(nn.Dropout(), nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
     expected = [f.fires for f in diagnose(model, images)["1"].filters]

@@ -42,6 +42,7 @@ from deconvviz.diagnostics.result import FLAGS, Diagnosis, Filter, LayerDiagnosi
 from deconvviz.diagnostics.spectrum import Spectrum
 from deconvviz.errors import InvalidInput
 from deconvviz.inputs import input_tensors, like
+from deconvviz.rules import UNSUPPORTED
 from deconvviz.rules.rectifiers import rectify
 from deconvviz.tape import Tape
 
@@ -182,6 +183,6 @@ def _responses(tape: Tape) -> Iterator[tuple[int, str]]:
         value = step.outputs[0]
         while step.operation == "conv2d" and value is not None:
             users = [user for user in tape.steps if value in user.inputs]
-            if users and all(user.rule.back is rectify for user in users):
+            if users and all(user.rule.back is rectify and user.kind != UNSUPPORTED for user in users):
                 yield value, step.module
             value = users[0].outputs[0] if [u.operation for u in users] == ["batch_norm"] else None
