@@ -43,6 +43,8 @@ class Value:
     stride: tuple[int, ...]
     dtype: torch.dtype
     gate: Gate | None = None
+    operation: str = ""
+    """What gave it; nothing gave an input."""
 
 
 @dataclass(slots=True)

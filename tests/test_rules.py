@@ -293,6 +293,9 @@ GENERALISED_RECTIFIERS = {
     "hardswish in place": lambda x: nn.Hardswish(inplace=True)(x.clone()),
     "mish": nn.Mish(),
     "softplus": nn.Softplus(),
+    "pow of relu": lambda x: F.relu(x) ** 2,
+    "float_power of relu6 in place": lambda x: F.relu6(x).float_power_(3),
+    "square of relu": lambda x: x.clone().relu_().square(),
 }
 
 
@@ -802,6 +805,20 @@ def test_an_operation_without_a_rule_is_refused_or_has_its_gradient(operation, c
     tape, signal, back = projected(model, X, gradient=True)
     assert_same(back, by_autograd(case, [X], signal))
     assert kinds(tape, operation) == {GRADIENT}
+
+
+@pytest.mark.parametrize(
+    "power",
+    [
+        lambda x: F.leaky_relu(x).square(),
+        lambda x: (F.relu(x) - 1) ** 2,
+        lambda x: F.softplus(x).pow(-2),
+        lambda x: torch.pow(2, F.relu(x)),
+    ],
+    ids=["negative base", "shifted base", "negative exponent", "of a constant"],
+)
+def test_a_power_that_does_not_rectify_is_refused(power):
+    assert not Deconvnet(Applied(power)).check(X).supported
 
 
 def test_an_operation_without_a_rule_does_not_matter_where_no_signal_comes():

@@ -172,7 +172,17 @@ _ROWS: list[tuple[str, Rule]] = [
         "tanh erf sqrt rsqrt norm linalg_norm linalg_vector_norm std var",
         Rule(UNSUPPORTED, gates.gradient, gate=gates.always),
     ),
-    ("pow float_power", Rule(UNSUPPORTED, gates.gradient, gate=gates.is_root, keeps_gate=True)),
+    (
+        "pow float_power square",
+        Rule(
+            UNSUPPORTED,
+            rectifiers.rectify,
+            boxed.pointwise,
+            gate=gates.is_root,
+            keeps_gate=True,
+            classify=rectifiers.power_kind,
+        ),
+    ),
     ("reciprocal __rdiv__", Rule(UNSUPPORTED, gates.gradient, keeps_gate=True)),
     ("log_softmax", Rule(GRADIENT, gates.gradient, observe=gates.observe_gradient)),
 ]

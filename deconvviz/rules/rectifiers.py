@@ -25,6 +25,13 @@ def clamp_kind(step: Step, values: Sequence[Value]) -> str:
     return EXACT if high is None or high == math.inf else GENERALISED
 
 
+def power_kind(step: Step, values: Sequence[Value]) -> str:
+    """A power of what a rectifier gave, which is nowhere negative, rectifies too; any other has no rule."""
+    exponent = step.argument(1, "exponent", 2)
+    rectified = values[step.inputs[0]].operation in ("relu", "relu6", "softplus")
+    return GENERALISED if rectified and isinstance(exponent, (int, float)) and exponent > 0 else UNSUPPORTED
+
+
 def bounded(step: Step) -> bool:
     """Whether a clamp ends from above too, as a gate does."""
     return step.kind == GENERALISED
