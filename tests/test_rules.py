@@ -550,6 +550,16 @@ GATED = {
     "einsum of attention": lambda x, held: torch.einsum(
         "nqk,nck->ncq", held(torch.einsum("ncq,nck->nqk", x.flatten(2), x.flatten(2)).softmax(2)), x.flatten(2)
     ),
+    "conv1d by filters of the image": lambda x, held: F.conv1d(x[:, 0], held(x[0, :, :, :2])),
+    "conv2d by a mixture of filters for each image": lambda x, held: F.conv2d(
+        x.reshape(1, 8, 4, 3),
+        held((squeeze(x).flatten(1).sigmoid() @ FILTERS[2].view(4, 12).repeat(1, 4)).view(12, 2, 2, 2)),
+        held(x.sum((2, 3))).flatten().repeat_interleave(2)[:12],
+        groups=4,
+    ),
+    "conv3d by filters of the image": lambda x, held: F.conv3d(
+        weight=held(FILTERS[3] * squeeze(x).sum()), input=x[:, None].expand(-1, 4, -1, -1, -1), padding=1, groups=2
+    ),
     "scaled_dot_product_attention": lambda x, held: F.scaled_dot_product_attention(held(x), held(x), x),
     "scaled_dot_product_attention, one query": lambda x, held: F.scaled_dot_product_attention(
         query=OTHER[:, :, :1], key=held(x), value=2 * x, is_causal=True
@@ -766,7 +776,6 @@ WITHOUT_RULE = {
     "matmul of bounded maps": lambda x: x.tanh() @ x.mT,
     "matmul of weights": lambda x: x.softmax(1) @ x.softmax(2).mT,
     "einsum": lambda x: torch.einsum("nchw,ndhw->ncd", x, x),
-    "conv2d": lambda x: F.conv2d(x[:1], x[1:]),
     "linear": lambda x: F.linear(x, x[0, 0]),
     "grid_sample": lambda x: F.grid_sample(OTHER, x[..., :2] / 4, align_corners=False),
     "scaled_dot_product_attention of constants": lambda x: F.scaled_dot_product_attention(x, x, OTHER),

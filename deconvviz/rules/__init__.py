@@ -10,8 +10,8 @@ generalised    other rectifiers: as ReLU; norms: the statistics are constants of
                so scale only; contrast normalisation: identity
 constant gate  sigmoid(a) * b and the like (also clamp(a, 0, c) * b, tanh(a) * b): the gate is a
                constant, like a switch; so is the statistic in a norm written by hand
-               (b / sqrt(a), b * rsqrt(a), b / norm(a), b / std(a)), and the weights of attention
-               (softmax(a) @ b)
+               (b / sqrt(a), b * rsqrt(a), b / norm(a), b / std(a)), the weights of attention
+               (softmax(a) @ b), and filters computed from the input
 gradient       sigmoid and softmax elsewhere (a head): the plain gradient
 unsupported    anything else: an error, unless the caller asks for the gradient
 =============  ===========================================================================
@@ -64,7 +64,14 @@ _ROWS: list[tuple[str, Rule]] = [
     ),
     (
         "conv1d conv2d conv3d",
-        Rule(EXACT, linear.filter_back, boxed.filter_back, listed=False, classify=linear.product_kind),
+        Rule(
+            EXACT,
+            gates.filter_back,
+            boxed.filter_back,
+            listed=False,
+            classify=gates.filter_kind,
+            observe=gates.observe_filter,
+        ),
     ),
     ("linear", Rule(EXACT, linear.transposed_matrix, listed=False, classify=linear.product_kind)),
     (

@@ -77,7 +77,7 @@ def filter_back(step: Step, signals: Boxes, context: Context) -> Boxes | None:
     (signal,) = signals
     weight, stride, padding, dilation, groups = filter_arguments(*step.arguments, **step.keywords)
     space = tuple(context.values[step.inputs[0]].shape[2:])
-    if signal is None or not isinstance(step.argument(0, "input"), Slot) or isinstance(padding, str):
+    if signal is None or step.constant or not isinstance(step.argument(0, "input"), Slot) or isinstance(padding, str):
         return None
     if signal.content.is_complex():
         return None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deconvviz.rules.linear import adjoint, as_fine, product_kind, pull_back, unbroadcast
+from deconvviz.rules.linear import filter_back as fixed_filter_back
 from deconvviz.rules.rule import EXACT, GATE, GENERALISED, UNSUPPORTED, Context, Run, Signals
 from deconvviz.tape import Gate, Slot, Step, Value
 
@@ -96,11 +97,15 @@ def attention_kind(step: Step, values: Sequence[Value]) -> str:
 
 def observe_attention(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], run: Run) -> Any:
     """Keep the queries and keys."""
-    value = step.argument(2, "value")
-    if step.kind == GATE:
-        step.constant = tuple(k for k in range(len(inputs)) if k != value.k)
-        step.kept = {k: inputs[k].detach().clone() for k in step.constant}
+    _hold_others(step, step.argument(2, "value"), inputs)
     return run()
+
+
+def _hold_others(step: Step, mixed: Any, inputs: Sequence[Tensor]) -> None:
+    """Keep all that a gated step takes besides what it mixes, as constants."""
+    if step.kind == GATE:
+        step.constant = tuple(k for k in range(len(inputs)) if k != mixed.k)
+        step.kept = {k: inputs[k].detach().clone() for k in step.constant}
 
 
 def weigh_back(step: Step, signals: Signals, context: Context) -> Signals:
@@ -114,6 +119,24 @@ def weigh_back(step: Step, signals: Signals, context: Context) -> Signals:
     alone = replace(step, arguments=tuple(arguments), keywords=keywords, inputs=(step.inputs[k],))
     (back,) = adjoint(alone, signals, context)
     return [back if i == k else None for i in range(len(inputs))]
+
+
+def filter_kind(step: Step, values: Sequence[Value]) -> str:
+    """Filters computed from the input, as attention weights, are a constant of the pass where they filter a map."""
+    dynamic = len(step.inputs) > 1 and isinstance(step.argument(0, "input"), Slot)
+    return GATE if dynamic else product_kind(step, values)
+
+
+def observe_filter(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], run: Run) -> Any:
+    """Keep filters that were computed from the input."""
+    if len(inputs) > 1:
+        _hold_others(step, step.argument(0, "input"), inputs)
+    return run()
+
+
+def filter_back(step: Step, signals: Signals, context: Context) -> Signals:
+    """The transposed filter."""
+    return (weigh_back if step.constant else fixed_filter_back)(step, signals, context)
 
 
 def observe_glu(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], run: Run) -> Any:
