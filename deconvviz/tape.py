@@ -31,8 +31,8 @@ class Gate(NamedTuple):
 
     step: int
     rank: int
-    """Of two in a product the higher is the gate: a sigmoid, then tanh or a statistic; a rectifier's output can also
-    be the map beside one."""
+    """Of two in a product the higher is the gate: a sigmoid, 3, then tanh or a statistic, 2; a rectifier's output, 0,
+    can also be the map beside one, or beside what is broadcast to it."""
 
 
 @dataclass(slots=True)

@@ -512,6 +512,11 @@ GATED = {
     "mul by an indexed gate": lambda x, held: x * held(squeeze(x).flatten(1).sigmoid()[:, :, None, None]),
     "mul by the complement": lambda x, held: x * held(1 - squeeze(x).sigmoid()),
     "mul by a scaled gate": lambda x, held: x * held(1 + 0.5 * squeeze(x).sigmoid() * OTHER[:, :, :1, :1]),
+    "mul by a linear gate": lambda x, held: x * held(squeeze(x)),
+    "mul by a linear gate, expanded": lambda x, held: held(squeeze(x).expand_as(x)) * x.flip(1),
+    "mul by a linear gate of each place": lambda x, held: x * held(x.sum(1)[:, None]),
+    "mul by a number": lambda x, held: x.abs().mean() * x if held is kept else x * x.abs().mean().detach(),
+    "div by a sum": lambda x, held: x / held(x.exp().sum(1, keepdim=True)),
     "mul by attention over places": lambda x, held: x * held(x.mean(1).flatten(1).softmax(1).view(2, 1, 4, 3)),
     "mul by attention over branches": lambda x, held: sum(
         branch * held(gate)
@@ -671,6 +676,14 @@ def test_of_a_statistic_and_what_relu6_gives_the_statistic_is_the_gate(statistic
         assert_same([back], [(signal * statistic(X)).relu()])
 
 
+@pytest.mark.parametrize("gate", [lambda x: F.relu6(squeeze(x) + 3) / 6, lambda x: squeeze(x)])
+def test_what_is_broadcast_is_the_gate_of_what_relu6_gives(gate):
+    for product in (lambda x: F.relu6(x) * gate(x), lambda x: gate(x) * F.relu6(x)):
+        tape, signal, (back,) = projected(product, X)
+        assert_same([back], [(signal * gate(X)).relu()])
+        assert CheckReport.of(tape).supported
+
+
 @pytest.mark.parametrize(
     "mix",
     [lambda gate: gate @ gate.new_ones(3, 3), lambda gate: F.linear(gate, gate.new_ones(3, 3))],
@@ -764,6 +777,8 @@ WITHOUT_RULE = {
     "abs": torch.abs,
     "mul": lambda x: x * x,
     "mul by another map": lambda x: x * x.flip(1),
+    "mul, outer": lambda x: x.sum((2, 3), keepdim=True) * x.sum(1, keepdim=True),
+    "div, outer": lambda x: x.sum((2, 3), keepdim=True) / (x[:, :1] + 9),
     "pow": lambda x: x**2,
     "square": torch.square,
     "sqrt": lambda x: (x + 9).sqrt(),

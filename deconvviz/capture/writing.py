@@ -178,7 +178,7 @@ class TapeWriter:
         """Number a step's outputs, which are now known, and append it if any carries a signal."""
         gate = None
         if step.rule.gate is not None and step.rule.gate(step):
-            rank = {GRADIENT: 2, UNSUPPORTED: 1}.get(rule_of(step.operation).kind, 0)
+            rank = {GRADIENT: 3, UNSUPPORTED: 2}.get(rule_of(step.operation).kind, 0)
             gate, self._gated = Gate(len(self.tape.steps), rank), True
         elif self._gated and step.rule.keeps_gate:
             gates = [self.tape.values[value].gate for value in step.inputs]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -36,23 +37,36 @@ def factor_kind(step: Step, values: Sequence[Value]) -> str:
     return product_kind(step, values)
 
 
-def _gate(step: Step, values: Sequence[Value]) -> tuple[int, Gate] | None:
+BROADCAST = 1
+"""The rank of a factor that is no gate, but broadcast to the map beside it."""
+
+
+def _gate(step: Step, values: Sequence[Value]) -> int | None:
     """Which of two inputs is the gate of a product, of two that can be that of the higher rank; or of a quotient, whose
-    divisor alone can be."""
+    divisor alone can be. What is broadcast to the other, one number for a channel or a position, can be too."""
     if len(step.inputs) != 2 or "rounding_mode" in step.keywords:
         return None
-    other = step.argument(1, "other")
-    can_be = [(k, gate) for k, value in enumerate(step.inputs) if (gate := values[value].gate) is not None]
-    if step.operation != "mul":
-        can_be = [(k, gate) for k, gate in can_be if isinstance(other, Slot) and k == other.k]
-    return max(can_be, key=lambda each: (each[1].rank, each[0]), default=None)
+    pair, other = [values[i] for i in step.inputs], step.argument(1, "other")
+    ranks = [-1 if value.gate is None else value.gate.rank for value in pair]
+    ranks = [max(ranks[k], BROADCAST) if _broadcast(pair[k], pair[1 - k]) else ranks[k] for k in (0, 1)]
+    divisor = step.operation != "mul"
+    can_be = [k for k in (0, 1) if ranks[k] >= 0 and (not divisor or other == Slot(k))]
+    return max(can_be, key=lambda k: (ranks[k], k), default=None)
+
+
+def _broadcast(value: Value, other: Value) -> bool:
+    """Whether a value has one number for many of another's, also where it is expanded, and nowhere many for one."""
+    cells = [[n if stride else 1 for n, stride in zip(v.shape, v.stride, strict=True)][::-1] for v in (value, other)]
+    pairs = list(zip_longest(*cells, fillvalue=1))
+    return all(n in (1, m) for n, m in pairs) and any(n != m for n, m in pairs)
 
 
 def observe_gate(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], run: Run) -> Any:
     """Keep what a gate multiplies the map by."""
-    found = _gate(step, values)
-    if found is not None:
-        k, (step.gate, _) = found
+    k = _gate(step, values)
+    if k is not None:
+        of = values[step.inputs[k]].gate
+        step.gate = None if of is None else of.step
         step.constant, gate = (k,), inputs[k].detach()
         step.kept = gate.clone() if step.operation == "mul" else gate.reciprocal()
     return run()
@@ -75,7 +89,7 @@ def weighted_kind(step: Step, values: Sequence[Value]) -> str:
 
 def _weights(step: Step, values: Sequence[Value]) -> tuple[int, Gate] | None:
     """Which of two factors is attention weights, a softmax or sigmoid; none if both can be."""
-    surely = [(k, gate) for k, value in enumerate(step.inputs) if (gate := values[value].gate) and gate.rank == 2]
+    surely = [(k, gate) for k, value in enumerate(step.inputs) if (gate := values[value].gate) and gate.rank == 3]
     return surely[0] if len(step.inputs) == 2 and len(surely) == 1 else None
 
 
