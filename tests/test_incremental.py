@@ -16,7 +16,7 @@ from trained_like import as_if_trained, pictures, trained_like
 
 from deconvviz.errors import UnsupportedModel
 from deconvviz.incremental import Plan, alike
-from deconvviz.incremental.group import GROUP
+from deconvviz.incremental.group import GROUP, Group
 from deconvviz.occlusion.clean_passes import clean_passes
 from deconvviz.occlusion.windows import Windows
 
@@ -180,6 +180,24 @@ def test_slices_of_cells(axes, data):
     with torch.no_grad():
         expected, (found, _) = whole(model, images, patch, firsts), incremental(model, images, patch, firsts)
     assert (found - expected).abs().max() <= 1e-10 * expected.abs().max()
+
+
+@at_random
+@given(
+    st.lists(st.tuples(st.integers(5, 12), st.integers(-1, 3), st.integers(-1, 3)), min_size=1, max_size=3),
+    st.sampled_from(["constant", "reflect", "replicate"]),
+    st.data(),
+)
+def test_padding(axes, mode, data):
+    """With a constant and with the value's own cells; negative widths cut cells off."""
+    least = -1 if mode == "constant" else 0
+    widths = [max(width, least) for _, *pair in reversed(axes) for width in pair]
+    space = [extent + 2 for extent, _, _ in axes]
+    patch = tuple(data.draw(st.integers(1, extent)) for extent in space)
+    model = around(Calls(lambda x: F.pad(x, widths, mode)), n=len(axes))
+    firsts = spread(space, patch)
+    plan = agree(model, image(*space), patch, firsts)
+    assert None not in Group(plan._clean, firsts, patch, dense_from=np.inf).regions.values()
 
 
 def layer_norm(x, dim=1):
@@ -350,6 +368,10 @@ LAYERS = {
     "a part of the cells": Calls(lambda x: x[..., 3:-2, 1:9]),
     "padded channels": Calls(lambda x: F.pad(x, (0, 0, 0, 0, 1, 1))[:, 1:5]),
     "reflected": Calls(lambda x: F.pad(x, (1, 2, 3, 0), mode="reflect")),
+    "replicated": Calls(lambda x: F.pad(x, (0, 4, 1, 2), mode="replicate")),
+    "wrapped": Calls(lambda x: F.pad(x, (1, 2, 3, 0), mode="circular")),
+    "reflected, channels last": Calls(
+        lambda x: F.pad(x.movedim(1, 3), (1, 2, 3, 0), mode="reflect")[..., :4].movedim(3, 1)),
     "enlarged": Calls(lambda x: F.interpolate(x, scale_factor=3)),
     "enlarged bilinear": Calls(lambda x: F.interpolate(x, scale_factor=2, mode="bilinear")),
     "same padding": nn.Conv2d(4, 4, (4, 3), padding="same"),

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from deconvviz.geometry.ways import kept_dims, whole_index
 from deconvviz.incremental.crops import along, clean_boxes, from_rows, lay, to_rows
+from deconvviz.incremental.padding import padded
 from deconvviz.incremental.pools import adaptive, average_pooled, averaged, max_pooled
 from deconvviz.incremental.regions import Boxes, Region, union
 from deconvviz.incremental.whole import (
@@ -238,26 +239,6 @@ def unchanged(group: Group, step: Step) -> Work | None:
 def dropped(group: Group, step: Step) -> Work | None:
     """Dropout: in eval mode nothing."""
     return unchanged(group, step) if step.kept is None else None
-
-
-def padded(group: Group, step: Step) -> Work | None:
-    """Constant padding moves the boxes, and adds channels to their cells."""
-    region, pads = group.region(step.inputs[0]), list(step.argument(1, "pad"))
-    rank, mode = len(group.shape(step.inputs[0])), step.argument(2, "mode", "constant")
-    before = [pads[2 * (rank - 1 - a)] if 2 * (rank - 1 - a) < len(pads) else 0 for a in range(rank)]
-    new = group.shape(step.outputs[0])
-    if mode != "constant" or min(pads) < 0 or new[0] != 1:
-        return None
-    out = region.grown_by([before[a] for a in region.axes], [new[a] for a in region.axes])
-    boxes = Boxes(region.axes, out.size, out.firsts - (out.starts - region.starts))
-    fill = float(step.argument(3, "value") or 0.0)
-    channels = [0 if rank - 1 - i // 2 in region.axes else n for i, n in enumerate(pads)]
-
-    def run(batch: Batch) -> Tensor:
-        cells = batch.read(step.inputs[0], boxes, fill)
-        return F.pad(cells, channels, value=fill) if any(channels) else cells
-
-    return Work([out], run, fresh=False)
 
 
 def enlarged(group: Group, step: Step) -> Work | None:
