@@ -62,6 +62,32 @@ def same(a, b):
     return all(same_bits(x, y) for x, y in zip(a.found.layers, b.found.layers, strict=True))
 
 
+class Sized(nn.Module):
+    """Treats images of one size otherwise than others, as decoders that ask for multiples of 32 do."""
+
+    def __init__(self, otherwise):
+        super().__init__()
+        self.body, self.otherwise = net(), otherwise
+
+    def forward(self, x):
+        return self.body(x if x.shape[2:] == (20, 20) else self.otherwise(x))
+
+
+def _refuse(x):
+    raise RuntimeError(f"wrong input shape {tuple(x.shape)}")
+
+
+@pytest.mark.parametrize("otherwise", [_refuse, lambda x: 2 * x, lambda x: x[:, :, 1:]])
+def test_a_model_that_does_otherwise_with_a_crops_size_is_given_whole_images(otherwise):
+    model, x = Sized(otherwise), images(4)
+    grid, plain = fit(x, ["body.1", "body.4"], model, k=2), fit(x, k=2)
+    for layer, same_layer in zip(grid, plain, strict=True):
+        assert str(layer.place.field) == str(same_layer.place.field)
+        for found, expected in zip(layer.maps(), same_layer.maps(), strict=True):
+            for a, b in zip(found.projections, expected.projections, strict=True):
+                assert torch.allclose(a, b, atol=1e-6)
+
+
 # ── against brute force ──────────────────────────────────────────────────────────────────────────────────────
 
 

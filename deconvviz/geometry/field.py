@@ -25,8 +25,8 @@ class Axis:
     coarsest: int = 1
     """A multiple of the jumps before each upsampling, in pixels; 1 without one."""
     rigid: bool = False
-    """The pass holds a size of its own along this axis (an adaptive pool, a learned map), so that a crop would
-    not be computed as a part of the whole."""
+    """The pass holds a size of its own along this axis (an adaptive pool, a learned map, a size that the model asks
+    for), so that a crop would not be computed as a part of the whole."""
 
     def pixels(self, position: int) -> tuple[int, int]:
         """The pixels ``[first, end)`` that the unit at ``position`` sees, clipped to the image.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from deconvviz.capture.reading import LayerCall, evaluating
 from deconvviz.errors import FeatureMapOutOfRange, InvalidInput, NoForwardPass
 from deconvviz.geometry import Axis, ReceptiveField, receptive_field
 from deconvviz.grid.feature_map import Box, FeatureMap
-from deconvviz.grid.unit_projection import Unit, crop_of, project_units
+from deconvviz.grid.unit_projection import Unit, crop_of, crops_are_parts, project_units, takes_whole
 from deconvviz.images import IMAGENET_MEAN, IMAGENET_STD
 from deconvviz.layers import address, described, find_call, only_output
 from deconvviz.mining.archive import checksum
@@ -60,8 +60,10 @@ def find_places(model: nn.Module, layers: Sequence[tuple[str, int | None]], imag
         if [axis.dim for axis in field.axes] != list(range(2, len(shape))):
             reason = field.reason or f"the positions of {what} are not its last axes"
             field = ReceptiveField(tuple(Axis(axis.image, reason=reason) for axis in field.axes))
-        where = address(name, call.number, tape.counts())
-        places.append(LayerPlace(where, (name, call.number), shape[1], shape[2:], field))
+        where, layer = address(name, call.number, tape.counts()), (name, call.number)
+        if not (takes_whole(field) or crops_are_parts(model, layer, field, image, tape.replay(value))):
+            field = ReceptiveField(tuple(replace(axis, rigid=True) for axis in field.axes))
+        places.append(LayerPlace(where, layer, shape[1], shape[2:], field))
     return tuple(places)
 
 

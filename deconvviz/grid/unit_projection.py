@@ -108,6 +108,29 @@ def takes_whole(field: ReceptiveField) -> bool:
     return field.covers_image or 4 * crop > 3 * image
 
 
+def crops_are_parts(model: nn.Module, layer: LayerCall, field: ReceptiveField, image: Tensor, whole: Tensor) -> bool:
+    """Whether units have the same values in crops of an image (1, C, *S) as in the ``whole`` output of the layer.
+
+    A model may refuse a crop's size, or do otherwise with it.
+    """
+    units = [Unit(image[0], 0, tuple((n - 1) * half // 2 for n in whole.shape[2:])) for half in range(3)]
+    crops = torch.stack([unit.image[crop_of(field, unit.position)] for unit in units])
+    try:
+        _, output = watch(model, (crops,), (), layer)
+        found = _at(flatten(output)[0], [(i, *_cell(field, unit)[1:]) for i, unit in enumerate(units)])
+    except Exception:  # whatever a model raises
+        return False
+    expected = _at(whole, [(0, *unit.position) for unit in units])
+    rounding = torch.finfo(whole.dtype).eps ** 0.5
+    scale = float(whole.nan_to_num().abs().max())
+    return torch.allclose(found, expected, rounding, rounding * scale, equal_nan=True)
+
+
+def _at(activation: Tensor, places: Sequence[tuple[int, ...]]) -> Tensor:
+    """All maps (U, maps) at each (image, *position) of an activation (N, maps, *cells)."""
+    return activation.movedim(1, -1)[torch.tensor(places, device="cpu").unbind(1)]
+
+
 def crop_of(field: ReceptiveField, position: Sequence[int]) -> tuple[slice, ...]:
     """The part of an image (C, *S) that the unit at ``position`` is computed from."""
     if takes_whole(field):  # the layer may have other axes than the image, or none
