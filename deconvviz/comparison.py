@@ -26,9 +26,8 @@ from torch import Tensor, nn
 from deconvviz.capture import left_as_found, require_module, watch
 from deconvviz.deconvnet import Deconvnet
 from deconvviz.errors import InvalidInput
-from deconvviz.inputs import input_images
+from deconvviz.inputs import input_images, integer
 from deconvviz.layers import Layer, locate
-from deconvviz.units import integer
 
 
 @dataclass(frozen=True)

@@ -34,13 +34,13 @@ from deconvviz.boxes import boxed
 from deconvviz.capture import Recorder, require_module, watch
 from deconvviz.check import CheckReport, explains
 from deconvviz.errors import FeatureMapOutOfRange, InvalidInput, NoForwardPass
-from deconvviz.inputs import input_tensors, require_finite
+from deconvviz.inputs import input_tensors, integer, require_finite
 from deconvviz.layers import Layer, described, find_call, locate, only_output, only_value
 from deconvviz.projection import back_to_inputs, project
 from deconvviz.switches import OVERLAPS
 from deconvviz.tape import Tape, flatten
 from deconvviz.targets import neuron_seed, target_seed
-from deconvviz.units import FeatureMaps, Position, feature_maps, integer, require, seeds, strongest
+from deconvviz.units import FeatureMaps, Position, feature_maps, require, seeds, strongest
 
 
 class Deconvnet(Attribution):

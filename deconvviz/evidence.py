@@ -31,11 +31,11 @@ from torch import Tensor, nn
 from deconvviz.capture import require_module, watch
 from deconvviz.capture.reading import evaluating
 from deconvviz.errors import InvalidInput, TargetOutOfRange
-from deconvviz.inputs import input_images
+from deconvviz.inputs import input_images, integer
 from deconvviz.layers import Layer, find_call, locate, only_output
 from deconvviz.precision import at_least_float32
 from deconvviz.tape import Tape
-from deconvviz.units import integer, totals
+from deconvviz.units import totals
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -38,10 +38,10 @@ from deconvviz.explorer import explore
 from deconvviz.grid.feature_map import mosaic
 from deconvviz.grid.layer import GridLayer, LayerPlace, find_places
 from deconvviz.images import display_scale, displayable
-from deconvviz.inputs import input_images, like
+from deconvviz.inputs import input_images, like, whole_number
 from deconvviz.layers import Layer, locate
 from deconvviz.mining.archive import model_fingerprint
-from deconvviz.mining.data import Images, require_count
+from deconvviz.mining.data import Images
 from deconvviz.mining.found import Found
 from deconvviz.mining.passes import mine, mining
 from deconvviz.mining.shares import joined, of_share, own_share
@@ -77,8 +77,7 @@ class FilterGrid(Attribution):
         Attribution.__init__(self, model)
         require("overlap", overlap, OVERLAPS)
         require("on_unsupported", on_unsupported, ("raise", "gradient"))
-        require_count("k", k)
-        self.k, self.overlap, self.gradient = k, overlap, on_unsupported == "gradient"
+        self.k, self.overlap, self.gradient = whole_number("k", k), overlap, on_unsupported == "gradient"
         self._single = isinstance(layers, (str, nn.Module))
         given = [layers] if isinstance(layers, (str, nn.Module)) else list(layers)
         self._located = list(dict.fromkeys(locate(self.model, layer) for layer in given))
@@ -127,10 +126,8 @@ class FilterGrid(Attribution):
             LayerNotRun, AmbiguousLayer: as their names say.
         """
         images = Images(data, transform, limit)
-        batch_size = images.batch_size if batch_size is None else batch_size
-        workers = images.workers if workers is None else workers
-        require_count("batch_size", batch_size)
-        require_count("workers", workers, 0)
+        batch_size = whole_number("batch_size", images.batch_size if batch_size is None else batch_size)
+        workers = whole_number("workers", images.workers if workers is None else workers, 0)
         precision = f"{autocast or like(self.model).dtype}{' channels_last' if channels_last else ''}"
         rank, world = own_share(share)
         with evaluating(self.model), left_as_found(self.model):

@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from deconvviz.errors import InvalidInput
+
+
+def integer(item: Any) -> int:
+    """An int, or what counts as one (NumPy's, a tensor of one); for a bool or anything else ``TypeError``."""
+    item = item.item() if isinstance(item, Tensor) and item.numel() == 1 else item
+    if isinstance(item, bool):
+        raise TypeError("a bool is no index")
+    return operator.index(item)
+
+
+def whole_number(name: str, value: Any, least: int = 1) -> int:
+    """An argument as an int; raises :class:`InvalidInput` unless it is a whole number, ``least`` or more."""
+    try:
+        number = integer(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise InvalidInput(f"{name} is {value!r}; expected a whole number, {least} or more")
+    return number
+
+
+def as_python(item: Any) -> Any:
+    """Numbers and arrays of NumPy, in a nest of tuples and lists, as Python's; anything else as it is."""
+    if isinstance(item, (np.generic, np.ndarray)):
+        return item.tolist()
+    return type(item)(map(as_python, item)) if type(item) in (tuple, list) else item
 
 
 def like(model: nn.Module) -> Tensor:

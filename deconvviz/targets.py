@@ -11,6 +11,7 @@ from captum._utils.common import _select_targets, _verify_select_neuron
 from torch import Tensor
 
 from deconvviz.errors import TargetOutOfRange
+from deconvviz.inputs import as_python
 
 
 def target_seed(output: Tensor, target: Any) -> Tensor:
@@ -22,7 +23,7 @@ def target_seed(output: Tensor, target: Any) -> Tensor:
     Raises:
         TargetOutOfRange: there is no such target, or none was given and one is needed.
     """
-    return _seed(output, lambda o: _select_targets(o, target), f"target {target!r}")
+    return _seed(output, lambda o: _select_targets(o, as_python(target)), f"target {target!r}")
 
 
 def neuron_seed(activation: Tensor, selector: Any) -> Tensor:
@@ -31,7 +32,9 @@ def neuron_seed(activation: Tensor, selector: Any) -> Tensor:
     Raises:
         TargetOutOfRange: there is no such neuron.
     """
-    return _seed(activation, lambda a: _verify_select_neuron((a,), selector), f"neuron_selector {selector!r}")
+    return _seed(
+        activation, lambda a: _verify_select_neuron((a,), as_python(selector)), f"neuron_selector {selector!r}"
+    )
 
 
 def selected(output: Tensor, target: Any) -> Tensor:

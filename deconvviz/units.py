@@ -7,7 +7,6 @@ other unit set to zero (paper section 2.1).
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from deconvviz.boxes import Boxed
 from deconvviz.errors import FeatureMapOutOfRange, InvalidInput, PositionOutOfRange
+from deconvviz.inputs import integer
 from deconvviz.precision import at_least_float32
 
 FeatureMaps = int | Sequence[int] | slice | Literal["strongest"] | None
@@ -26,14 +26,6 @@ def require(name: str, given: Any, choices: Sequence[str]) -> None:
     """Raise :class:`InvalidInput` unless an option is one of its choices."""
     if given not in choices:
         raise InvalidInput(f"{name} is {given!r}; expected one of {', '.join(map(repr, choices))}")
-
-
-def integer(item: Any) -> int:
-    """An int, or what counts as one (NumPy's, a tensor of one); for a bool or anything else ``TypeError``."""
-    item = item.item() if isinstance(item, Tensor) and item.numel() == 1 else item
-    if isinstance(item, bool):
-        raise TypeError("a bool is no index")
-    return operator.index(item)
 
 
 def strongest(activation: Tensor, k: int) -> Tensor:

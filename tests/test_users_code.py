@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from dense_jacobian import Applied
 from torch import nn
 
-from deconvviz import Deconvnet, NeuronDeconvnet, OcclusionSensitivity
+from deconvviz import Deconvnet, FilterGrid, NeuronDeconvnet, OcclusionSensitivity
 from deconvviz.comparison import compare
 from deconvviz.correspondence import correspondence
 from deconvviz.diagnostics import diagnose
@@ -231,6 +231,50 @@ def test_legal_arguments_of_other_types():
         model(IMAGES)
         expected = Deconvnet(plain).project("8", 1, inputs=IMAGES)
         assert torch.allclose(deconv.project("8", 1), expected, atol=1e-6) and expected.any()
+
+
+WHOLE = np.int64
+WHOLE_NUMBERS = {
+    "target": lambda m, x, n: Deconvnet(m).attribute(x, target=n(1)),
+    "targets of images": lambda m, x, n: Deconvnet(m).attribute(x, target=np.array([1, 2]) if n is WHOLE else [1, 2]),
+    "neuron": lambda m, x, n: NeuronDeconvnet(m, "0").attribute(x, (n(1), n(2), 3)),
+    "window": lambda m, x, n: _covered(m, x, (n(3), n(4), n(4)), (n(3), n(4), n(2)), target=n(1)),
+    "windows a call": lambda m, x, n: _covered(m, x, (3, 4, 4), (3, 4, 4), target=1, perturbations_per_eval=n(2)),
+    "maps": lambda m, x, n: (
+        OcclusionSensitivity(m)
+        .maps(x, n(4), n(4), "0", n(1), n(2), labels=n(3), perturbations_per_eval=n(2))
+        .label_scores
+    ),
+    "a grid": lambda m, x, n: (
+        FilterGrid(m, "0", n(2))
+        .fit(x, batch_size=n(1), workers=n(0), limit=n(2), progress=False)["0"][n(1)]
+        .projections[1]
+    ),
+}
+
+
+def _covered(model, x, *arguments, **options):
+    return OcclusionSensitivity(model).attribute(x, *arguments, **options)
+
+
+@pytest.mark.parametrize("case", WHOLE_NUMBERS)
+def test_whole_numbers_may_be_numpys(case):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4)), torch.randn(2, 3, 8, 8)
+    numpys, plain = (WHOLE_NUMBERS[case](model.eval(), x, kind) for kind in (WHOLE, int))
+    assert torch.allclose(numpys, plain, atol=1e-6)
+
+
+def test_a_function_may_give_a_number_of_numpy():
+    x, window = torch.rand(1, 3, 8, 8), (3, 4, 4)
+    found = _covered(lambda x: np.float32(x[:, 0].sum().item()), x, window, window)
+    assert torch.allclose(found, _covered(lambda x: x[:, 0].sum().item(), x, window, window), atol=1e-4)
+
+
+def test_a_grid_of_numpys_numbers_is_saved(tmp_path):
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), torch.randn(2, 3, 8, 8)
+    FilterGrid(model, "0", np.int64(2)).fit(x, limit=np.int32(2), progress=False).save(tmp_path / "grid.npz")
+    assert FilterGrid.load(tmp_path / "grid.npz", model).k == 2
 
 
 def test_random_numbers_of_python_and_numpy_go_on_as_without_us():

@@ -43,13 +43,14 @@ from deconvviz.errors import CheckpointError, InvalidInput, NoForwardPass
 from deconvviz.evolution.result import Evolution, Look
 from deconvviz.filter_grid import FilterGrid
 from deconvviz.geometry import Axis
+from deconvviz.inputs import integer
 from deconvviz.mining.archive import hash_of, model_fingerprint, structure
 from deconvviz.mining.data import Images
 from deconvviz.mining.found import require_same
 from deconvviz.models.weights_file import load_state, load_weights
 from deconvviz.shards import rank_and_count
 from deconvviz.switches import OVERLAPS
-from deconvviz.units import integer, require
+from deconvviz.units import require
 
 EPOCHS = (1, 2, 5, 10, 20, 30, 40, 64)
 """The paper's."""

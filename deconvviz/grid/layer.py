@@ -20,9 +20,10 @@ from deconvviz.geometry import Axis, ReceptiveField, receptive_field
 from deconvviz.grid.feature_map import Box, FeatureMap
 from deconvviz.grid.unit_projection import Unit, crop_of, crops_are_parts, project_units, takes_whole
 from deconvviz.images import IMAGENET_MEAN, IMAGENET_STD
+from deconvviz.inputs import whole_number
 from deconvviz.layers import address, described, find_call, only_output
 from deconvviz.mining.archive import checksum
-from deconvviz.mining.data import Images, require_count
+from deconvviz.mining.data import Images
 from deconvviz.mining.strongest import NOBODY, Strongest
 from deconvviz.plotting.feature_maps import feature_maps
 
@@ -157,7 +158,7 @@ class GridLayer(Sequence[FeatureMap]):
         """
         chosen = self.chosen(fmaps)
         if random is not None:
-            require_count("random", random)
+            random = whole_number("random", random)
             dead = set(self.dead)
             living = [fmap for fmap in chosen if fmap not in dead]
             chosen = sorted(Random(seed).sample(living, min(random, len(living))))

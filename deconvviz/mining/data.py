@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 from deconvviz.capture.as_found import random_state_kept
 from deconvviz.errors import InvalidInput
+from deconvviz.inputs import whole_number
 from deconvviz.mining.archive import hash_of, without_addresses
 from deconvviz.mining.folder import PictureFolder, glimpse
 from deconvviz.models.zoo import Transform
@@ -66,7 +67,7 @@ class Images:
     def __init__(
         self, data: Any, transform: Callable[[Image.Image], Tensor] | None = None, limit: int | None = None
     ) -> None:
-        require_count("limit", 1 if limit is None else limit)
+        limit = None if limit is None else whole_number("limit", limit)
         loader = data if isinstance(data, DataLoader) else None
         self.batch_size: int = (loader.batch_size if loader is not None else None) or 32
         self.workers: int = loader.num_workers if loader is not None else 0
@@ -282,12 +283,6 @@ def _is_image(value: Any) -> bool:
 
 def _kind(value: Any) -> str:
     return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
-
-
-def require_count(name: str, value: Any, least: int = 1) -> None:
-    """Raise :class:`InvalidInput` unless an argument is a whole number, ``least`` or more."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InvalidInput(f"{name} is {value!r}; expected a whole number, {least} or more")
 
 
 def _sampled(images: Tensor) -> Tensor:

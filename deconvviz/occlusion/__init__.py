@@ -20,6 +20,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from captum._utils.common import (
     _expand_additional_forward_args,
@@ -35,7 +36,7 @@ from torch import Tensor, nn
 from deconvviz.capture import left_as_found
 from deconvviz.errors import DeconvvizError, InvalidInput, TargetOutOfRange, UnsupportedModel
 from deconvviz.incremental import Outcome
-from deconvviz.inputs import require_finite
+from deconvviz.inputs import as_python, require_finite, whole_number
 from deconvviz.layers import Layer
 from deconvviz.occlusion.clean_passes import clean_passes
 from deconvviz.occlusion.fills import Fill, filled
@@ -263,7 +264,7 @@ class _Selected:
     """A function with its additional arguments and the target of its output, for any number of copies of the inputs."""
 
     def __init__(self, function: Callable[..., Any], target: Any, additional: tuple[Any, ...] | None) -> None:
-        self.function, self.target, self.additional = function, target, additional
+        self.function, self.target, self.additional = function, as_python(target), additional
 
     def clean(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """The selected outputs of the inputs as they are; a model may write to what it is given."""
@@ -275,6 +276,7 @@ class _Selected:
         if additional is not None and count > 1:
             additional = _expand_additional_forward_args(additional, count)
         output = _run_forward(self.function, inputs, None, additional)
+        output = as_python(output) if isinstance(output, np.number) else output
         if isinstance(output, (int, float)):
             output = torch.tensor(output, device="cpu")
         if not isinstance(output, Tensor) or output.is_complex() or output.dtype == torch.bool:
@@ -320,8 +322,8 @@ def _windows(tensors: tuple[Tensor, ...], shapes: Any, strides: Any, masks: Any)
     if shapes is None:
         raise InvalidInput("sliding_window_shapes is missing: give (3, 32, 32) for a picture, or masks")
     try:
-        steps = _format_and_verify_strides(strides, tensors)
-        extents = _format_and_verify_sliding_window_shapes(shapes, tensors)
+        steps = _format_and_verify_strides(as_python(strides), tensors)
+        extents = _format_and_verify_sliding_window_shapes(as_python(shapes), tensors)
     except AssertionError as error:
         raise InvalidInput(str(error)) from error
     except (TypeError, IndexError) as error:
@@ -348,11 +350,10 @@ def _windows(tensors: tuple[Tensor, ...], shapes: Any, strides: Any, masks: Any)
 
 def _whole_number(asked: Any) -> int | None:
     """Windows in a batch as asked for; ``None`` for ``"auto"``."""
-    if asked == "auto":
+    if isinstance(asked, str):
+        require("perturbations_per_eval", asked, ("auto",))
         return None
-    if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
-        raise InvalidInput(f"perturbations_per_eval is {asked!r}; expected 'auto' or an int from 1 on")
-    return asked
+    return whole_number("perturbations_per_eval", asked)
 
 
 def _averaged(windows: Windows, falls: Tensor, tensor: Tensor, clean: Tensor) -> Tensor:

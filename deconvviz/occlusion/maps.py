@@ -19,7 +19,7 @@ from deconvviz.deconvnet import Deconvnet
 from deconvviz.errors import InvalidInput, TargetOutOfRange, UnsupportedModel
 from deconvviz.images import IMAGENET_MEAN, IMAGENET_STD
 from deconvviz.incremental import CleanPass, Outcome
-from deconvviz.inputs import input_images
+from deconvviz.inputs import input_images, integer, whole_number
 from deconvviz.layers import Layer, find_call, locate
 from deconvviz.occlusion.clean_passes import clean_passes
 from deconvviz.occlusion.fills import Fill, filled
@@ -28,7 +28,7 @@ from deconvviz.occlusion.sweep import FullEngine, IncrementalEngine, Rows, sweep
 from deconvviz.occlusion.windows import Windows
 from deconvviz.plotting.occlusion import figure7
 from deconvviz.shards import gathered, own_part
-from deconvviz.units import FeatureMaps, feature_maps, integer, require, totals
+from deconvviz.units import FeatureMaps, feature_maps, require, totals
 
 SCORES = ("probability", "logit")
 
@@ -135,8 +135,7 @@ def occlusion_maps(
     """See :meth:`deconvviz.OcclusionSensitivity.maps`."""
     model = require_module(model)
     require("score", score, SCORES)
-    if type(best) is not int or best < 1:
-        raise InvalidInput(f"labels is {best!r}; expected how many of the most probable ones to keep, from 1 on")
+    best = whole_number("labels", best)
     images = input_images(images, model)
     if refine is not None and not isinstance(refine, Refine):
         raise InvalidInput(
