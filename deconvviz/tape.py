@@ -45,6 +45,8 @@ class Value:
     gate: Gate | None = None
     operation: str = ""
     """What gave it; nothing gave an input."""
+    used: bool = False
+    """Whether a step so far takes it."""
 
 
 @dataclass(slots=True)

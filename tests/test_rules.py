@@ -517,6 +517,8 @@ GATED = {
     "mul by a linear gate of each place": lambda x, held: x * held(x.sum(1)[:, None]),
     "mul by a number": lambda x, held: x.abs().mean() * x if held is kept else x * x.abs().mean().detach(),
     "div by a sum": lambda x, held: x / held(x.exp().sum(1, keepdim=True)),
+    "mul by a half that GELU activates": lambda x, held: held(F.gelu(x[:, :2])) * x[:, 2:],
+    "mul by a half that ReLU activates": lambda x, held: (x.flip(1) + 0).mul_(held(F.relu(x))),
     "mul by attention over places": lambda x, held: x * held(x.mean(1).flatten(1).softmax(1).view(2, 1, 4, 3)),
     "mul by attention over branches": lambda x, held: sum(
         branch * held(gate)
@@ -682,6 +684,36 @@ def test_what_is_broadcast_is_the_gate_of_what_relu6_gives(gate):
         tape, signal, (back,) = projected(product, X)
         assert_same([back], [(signal * gate(X)).relu()])
         assert CheckReport.of(tape).supported
+
+
+def test_of_two_activated_maps_that_which_only_their_product_takes_is_the_gate():
+    def gated(x):
+        map = F.relu(x)
+        return map * F.silu(map.flip(1))
+
+    _, signal, (back,) = projected(gated, X)
+    assert_same([back], [(signal * F.silu(F.relu(X).flip(1))).relu()])
+
+
+@pytest.mark.parametrize(
+    "product",
+    [
+        lambda x: F.relu(x) * F.gelu(x.flip(1)),
+        lambda x: torch.mul(*[F.gelu(x)] * 2),
+        lambda x: F.gelu(squeeze(x)) * x.sum(1, keepdim=True),
+        lambda x: x.flip(1) / F.softplus(x),
+        lambda x: (map := F.gelu(x)) * map.flip(1),
+    ],
+    ids=[
+        "two activated maps",
+        "a map and itself",
+        "an outer product",
+        "a quotient",
+        "a map and linear attention to it",
+    ],
+)
+def test_which_of_two_maps_is_the_gate_is_not_guessed(product):
+    assert not Deconvnet(Applied(product)).check(X).supported
 
 
 @pytest.mark.parametrize(

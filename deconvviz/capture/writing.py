@@ -183,6 +183,8 @@ class TapeWriter:
         elif self._gated and step.rule.keeps_gate:
             gates = [self.tape.values[value].gate for value in step.inputs]
             gate = None if None in gates else gates[0]
+        for value in step.inputs:
+            self.tape.values[value].used = True
         numbers: list[int | None] = []
         for tensor in outputs:
             if carries(tensor):

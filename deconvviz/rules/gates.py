@@ -39,11 +39,16 @@ def factor_kind(step: Step, values: Sequence[Value]) -> str:
 
 BROADCAST = 1
 """The rank of a factor that is no gate, but broadcast to the map beside it."""
+ACTIVATIONS = frozenset(
+    ("relu", "leaky_relu", "prelu", "elu", "selu", "celu", "gelu", "silu", "hardswish", "mish", "softplus")
+)
+"""What makes a gate of one half of a gated linear unit."""
 
 
 def _gate(step: Step, values: Sequence[Value]) -> int | None:
     """Which of two inputs is the gate of a product, of two that can be that of the higher rank; or of a quotient, whose
-    divisor alone can be. What is broadcast to the other, one number for a channel or a position, can be too."""
+    divisor alone can be. What is broadcast to the other, one number for a channel or a position, can be too; and if
+    none can, the half of a gated linear unit that alone was activated, and for this product alone."""
     if len(step.inputs) != 2 or "rounding_mode" in step.keywords:
         return None
     pair, other = [values[i] for i in step.inputs], step.argument(1, "other")
@@ -51,7 +56,9 @@ def _gate(step: Step, values: Sequence[Value]) -> int | None:
     ranks = [max(ranks[k], BROADCAST) if _broadcast(pair[k], pair[1 - k]) else ranks[k] for k in (0, 1)]
     divisor = step.operation != "mul"
     can_be = [k for k in (0, 1) if ranks[k] >= 0 and (not divisor or other == Slot(k))]
-    return max(can_be, key=lambda k: (ranks[k], k), default=None)
+    halves = not divisor and pair[0].shape == pair[1].shape
+    activated = [k for k in (0, 1) if halves and pair[k].operation in ACTIVATIONS and not pair[k].used]
+    return max(can_be, key=lambda k: (ranks[k], k), default=activated[0] if len(activated) == 1 else None)
 
 
 def _broadcast(value: Value, other: Value) -> bool:
