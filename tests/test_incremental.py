@@ -16,6 +16,7 @@ from trained_like import as_if_trained, pictures, trained_like
 
 from deconvviz.errors import UnsupportedModel
 from deconvviz.incremental import Plan, alike
+from deconvviz.incremental import whole as whole_steps
 from deconvviz.incremental.group import GROUP, Group
 from deconvviz.occlusion.clean_passes import clean_passes
 from deconvviz.occlusion.windows import Windows
@@ -404,6 +405,43 @@ def test_layer(name, size):
             module.running_mean.normal_(), module.running_var.uniform_(0.5, 2)
     space = (26, 24)
     agree(model, image(*space), size, spread(space, size, 7))
+
+
+def in_windows(x, function):
+    """Of the cells of a map's quarters, (4, cells, channels)."""
+    n, c, h, w = x.shape
+    rows = x.view(n, c, 2, h // 2, 2, w // 2).permute(0, 2, 4, 3, 5, 1).reshape(4 * n, -1, c)
+    rows = function(rows).view(n, 2, 2, h // 2, w // 2, c)
+    return rows.permute(0, 5, 1, 3, 2, 4).reshape(n, c, h, w)
+
+
+def heads(x, bias=None):
+    """Attention of two heads within each row of (N, L, C), and a bias for each head."""
+    parts = [part.unflatten(2, (2, -1)).transpose(1, 2) for part in (x, x * 2, x + 1)]
+    return F.scaled_dot_product_attention(*parts, attn_mask=bias).transpose(1, 2).flatten(2)
+
+
+norm = nn.BatchNorm1d(4).double().eval()
+norm.running_mean.copy_(torch.arange(4)), norm.running_var.copy_(torch.arange(1, 5))
+WITHOUT_A_BATCH = {
+    "attention": lambda x: in_windows(x, heads),
+    "attention with a bias": lambda x: in_windows(
+        x, lambda rows: heads(rows, torch.eye(64).double().expand(2, 64, 64) / 3)),
+    "batch norm of rows": lambda x: norm(x.flatten(2).mT.flatten(0, 1)).unflatten(0, (len(x), -1)).mT.view_as(x),
+    "layer norm and linear": lambda x: in_windows(
+        x, lambda rows: F.linear(F.layer_norm(rows, (4,)), torch.eye(4).double())),
+    "a gate": lambda x: in_windows(x, lambda rows: rows * rows.sigmoid() + torch.linspace(0, 1, 64).double()[:, None]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WITHOUT_A_BATCH)
+def test_windows_share_a_call_where_the_batch_is_folded_into_other_axes(name, monkeypatch):
+    """What counts its axes from the last one takes theirs before all."""
+    singly, one_by_one = [], whole_steps._one_by_one
+    monkeypatch.setattr(whole_steps, "_one_by_one", lambda step, *rest: singly.append(step) or one_by_one(step, *rest))
+    agree(around(Calls(WITHOUT_A_BATCH[name])), image(18, 18), (5, 4), spread((18, 18), (5, 4), 7))
+    shared = {"scaled_dot_product_attention", "addcmul", "layer_norm", "linear", "sigmoid", "mul", "add"}
+    assert not shared.intersection(step.operation for step in singly)
 
 
 BATCHES = {

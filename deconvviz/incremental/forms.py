@@ -32,6 +32,7 @@ from deconvviz.incremental.whole import (
     of_any_rank,
     of_last_axes,
     of_rank,
+    of_rows,
     undrawn,
 )
 from deconvviz.incremental.work import Form, Work, first_alone, trailing
@@ -312,7 +313,7 @@ _ROWS: list[tuple[str, Row]] = [
     ),
     ("type float double half bfloat16", Row(pointwise, each_cell)),
     ("prelu local_response_norm", Row(channelwise, of_any_rank)),
-    ("linear", Row(channelwise, of_any_rank, fresh=True)),
+    ("linear", Row(channelwise, of_rows, fresh=True)),
     ("layer_norm", Row(channelwise, of_last_axes)),
     ("softmax log_softmax", Row(channelwise, along_another)),
     ("rms_norm glu", Row(channelwise)),

@@ -32,6 +32,8 @@ def whole(clean: CleanPass, step: Step, takes_batch: TakesBatch, in_place: bool)
     """What computes a step on whole values; ``in_place`` as it was recorded, else in new memory."""
     shapes = [clean.shape(value) for value in (*step.inputs, *step.outputs)]
     lacking = [not shape or shape[0] != 1 for shape in shapes]
+    if all(lacking) and takes_batch in OF_TRAILING_AXES:  # the windows' axis stands before what is there
+        shapes, lacking = [(1, *shape) for shape in shapes], [False] * len(shapes)
     if any(lacking) or not takes_batch(step, shapes):
         return _one_by_one(step, lacking)
     padding = _kernel_padding(step)
@@ -91,6 +93,11 @@ def of_any_rank(step: Step, shapes: Shapes) -> bool:
     return first_alone(step) and len(shapes[0]) > 1
 
 
+def of_rows(step: Step, shapes: Shapes) -> bool:
+    """What works along the last axis, and treats all others alike."""
+    return of_any_rank(step, shapes)
+
+
 def undrawn(step: Step, shapes: Shapes) -> bool:
     """A dropout that drops nothing."""
     return of_any_rank(step, shapes) and step.kept is None
@@ -131,3 +138,7 @@ def of_last_axes(step: Step, shapes: Shapes) -> bool:
 def flattened(step: Step, shapes: Shapes) -> bool:
     """Axes joined, the batch's not among them."""
     return first_alone(step) and int(step.argument(1, "start_dim", 0)) % len(shapes[0]) > 0
+
+
+OF_TRAILING_AXES = (of_rank, of_rows, of_last_axes, each_cell, attention)
+"""Those of operations that count their axes from the last one, so more may stand before them."""
