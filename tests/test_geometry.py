@@ -207,6 +207,9 @@ LOCAL = {
     "ceil mode": lambda net, x: F.max_pool2d(net.conv(x), 3, 2, ceil_mode=True),
     "dilated pool": lambda net, x: F.max_pool2d(x, 3, 1, dilation=4),
     "padding beside the filter": lambda net, x: net.conv(F.pad(x, (3, 1, 0, 2))),
+    "reflection": lambda net, x: F.pad(x, (1, 2, 3, 0), mode="reflect"),
+    "reflection again and again": lambda net, x: F.pad(F.pad(net.conv(x), [9] * 4, "reflect"), [20] * 4, "reflect"),
+    "reflection of a small map": lambda net, x: F.pad(F.max_pool2d(x, 9), [3] * 4, mode="reflect"),
     "strided shortcut": lambda net, x: F.avg_pool2d(net.conv(x), 2) + F.max_pool2d(x, 2),
     "channels last": lambda net, x: net.norm(net.conv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
     "transposed twice": lambda net, x: net.conv(x.transpose(2, 3)).transpose(-1, -2),
@@ -226,6 +229,10 @@ LOCAL = {
     "an adaptive pool that pools nothing": lambda net, x: F.adaptive_avg_pool2d(net.conv(x), (40, 36)),
     "a matrix over channels": lambda net, x: net.matrix(net.conv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
 }  # fmt: skip
+PADDED_TWICE = {
+    "reflection beside filters": lambda net, x: net.conv(F.pad(net.conv(x)[..., ::2], (5, 1, 0, 4), "reflect")),
+    "the nearest cells around": lambda net, x: net.wide(F.pad(F.max_pool2d(x, 2), (2, 3, 1, 1), mode="replicate")),
+}  # fmt: skip
 GLOBAL = {
     "a mean over rows": (lambda net, x: net.conv(x) - x.mean(2, keepdim=True), "mean"),
     "a softmax over columns": (lambda net, x: net.conv(x).softmax(-1), "softmax"),
@@ -237,7 +244,7 @@ GLOBAL = {
         lambda net, x: F.conv2d(x, net.conv(x).mean((0, 2, 3)).expand(3, 3)[..., None, None]),
         "conv2d",
     ),
-    "reflection": (lambda net, x: F.pad(x, (1, 1, 1, 1), mode="reflect"), "pad"),
+    "wrapped around": (lambda net, x: F.pad(x, (1, 1, 1, 1), mode="circular"), "pad"),
     "more pixels than the image's": (lambda net, x: F.interpolate(x, scale_factor=2), "interpolate"),
     "corners that align": (
         lambda net, x: F.interpolate(F.max_pool2d(x, 2), scale_factor=2, mode="bilinear", align_corners=True),
@@ -263,6 +270,13 @@ def test_local_graphs(name):
     tape, value, field = field_of(network(LOCAL[name]), torch.randn(1, 3, 40, 36), "")
     assert not field.reason
     check_exact(tape, value, field)
+
+
+@pytest.mark.parametrize("name", PADDED_TWICE)
+def test_padding_of_padding_is_seen_as_if_it_held_something(name):
+    tape, value, field = field_of(network(PADDED_TWICE[name]), torch.randn(1, 3, 40, 36), "")
+    assert not field.reason
+    check_exact(tape, value, field, at_borders=False)
 
 
 @pytest.mark.parametrize("name", GLOBAL)

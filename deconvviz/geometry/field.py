@@ -25,8 +25,12 @@ class Axis:
     coarsest: int = 1
     """A multiple of the jumps before each upsampling, in pixels; 1 without one."""
     rigid: bool = False
-    """The pass holds a size of its own along this axis (an adaptive pool, a learned map, a size that the model asks
-    for), so that a crop would not be computed as a part of the whole."""
+    """The pass holds a size of its own along this axis (an adaptive pool, a learned map, a mirror, a size that the
+    model asks for), so that a crop would not be computed as a part of the whole."""
+    near: float = -math.inf
+    far: float = math.inf
+    """Where padding mirrors the map: a field that starts at ``first`` reaches to ``near - first`` at least, and one
+    that ends at ``end`` begins at ``far - end`` at the latest."""
 
     def pixels(self, position: int) -> tuple[int, int]:
         """The pixels ``[first, end)`` that the unit at ``position`` sees, clipped to the image.
@@ -36,7 +40,11 @@ class Axis:
         if self.reason:
             return 0, self.image
         first = self.offset + position * self.jump
-        return min(max(first, 0), self.image), min(max(first + self.size, 0), self.image)
+        end = first + self.size
+        lowest, highest = min(first, self.far - end), max(end, self.near - first)
+        if self.far - highest < first and self.near - lowest > end:  # from one border to the other, and back
+            return 0, self.image
+        return min(max(int(lowest), 0), self.image), min(max(int(highest), 0), self.image)
 
     @property
     def crop_size(self) -> int:

@@ -24,6 +24,7 @@ def union(a: Axis, b: Axis, name: str) -> Axis:
         return replace(a, reason=f"{name} joins different scales")
     first, end = min(a.offset, b.offset), max(a.offset + a.size, b.offset + b.size)
     coarsest = math.lcm(a.coarsest, b.coarsest)
+    a = replace(a, near=max(a.near, b.near), far=min(a.far, b.far))
     return replace(a, offset=first, size=end - first, coarsest=coarsest, rigid=a.rigid or b.rigid)
 
 
@@ -189,11 +190,16 @@ def _adaptive_pool(seen: Seen, axis: Axis, n: int) -> Axis:
 
 
 def _padded(seen: Seen, axis: Axis, n: int) -> Axis:
+    """Cells around a map: a constant, or those as far within the border (of the nearest: at most as far)."""
     widths, mode = seen.step.argument(1, "pad"), seen.step.argument(2, "mode", "constant")
     last = 2 * (len(seen.shapes[n]) - 1 - axis.dim)
     if last >= len(widths) or not any(widths[last : last + 2]):
         return axis
-    if mode != "constant":
+    if mode in ("reflect", "replicate"):
+        near = 2 * axis.offset + axis.size
+        far = near + 2 * (seen.shapes[n][axis.dim] - 1) * axis.jump
+        axis = replace(axis, near=max(axis.near, near), far=min(axis.far, far), rigid=True)
+    elif mode != "constant":
         return seen.all(axis)
     cut = min(widths[last : last + 2]) < 0
     return replace(axis, offset=axis.offset - widths[last] * axis.jump, rigid=axis.rigid or cut)
