@@ -91,8 +91,8 @@ def test_planted_filters_are_flagged_exactly(images, with_data) -> None:
     assert (first.filters[2].twin, first.filters[8].twin) == (8, 2)
     assert first.filters[2].cosine == pytest.approx(1)
     assert first.filters[3].grey == pytest.approx(1)
-    assert any("1 of 12 filters (3) pass only an average" in advice for advice in first.advice)
-    assert not diagnosis.healthy and "2 of 12 filters (2, 8) do what another does" in str(diagnosis)
+    assert any("1 of 12 filters (3): only an average" in advice for advice in first.advice)
+    assert not diagnosis.healthy and "2 of 12 filters (2, 8): another does the same" in str(diagnosis)
 
 
 def test_what_data_alone_can_show(images) -> None:
@@ -105,7 +105,7 @@ def test_what_data_alone_can_show(images) -> None:
         ("0", 2): ("dead",),
         ("0", 7): ("saturated",),
     }
-    assert "never fire on the 20 images given" in diagnosis["0"].advice[0]
+    assert "silent on the 20 images given" in diagnosis["0"].advice[0]
     by_hand = (model[:2](images) > 0).float().mean((0, 2, 3))
     torch.testing.assert_close(torch.tensor([f.fires for f in diagnosis["0"].filters]), by_hand)
 
@@ -129,7 +129,7 @@ def test_a_bias_without_weights_is_dead_and_not_saturated(images) -> None:
     diagnosis = diagnose(model, images)
     assert diagnosis["0"].filters[2].flags == ("dead",) and diagnosis["0"].filters[2].fires == 1
     (advice,) = diagnosis["0"].advice
-    assert "1 of 12 filters (2) have no weights to speak of" in advice and "next layer's bias" in advice
+    assert "1 of 12 filters (2): no weights to speak of" in advice and "next layer's bias" in advice
 
 
 @pytest.mark.parametrize("layer", [nn.Hardtanh(), nn.Threshold(0.5, 0)], ids=["clamped at -1", "cut at 0.5"])

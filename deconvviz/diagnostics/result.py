@@ -70,19 +70,19 @@ class LayerDiagnosis:
         return mosaic(self)
 
     def _of_filters(self) -> Iterator[str]:
-        seen = f" or never fire on the {self.images} images given" if self.images else ""
+        silent = f", or silent on the {self.images} images given" if self.images else ""
         remedies = {
-            "dead": f"have no weights to speak of{seen}: prune them (what a positive bias gives is a constant, for the "
-            "next layer's bias), or train with a lower rate and clip_filter_rms",
-            "grey": "pass only an average over their window: they cost as much as an edge detector and tell less",
-            "saturated": f"are on everywhere in the {self.images} images given: their rectifier does nothing; look at "
-            "the bias",
-            "duplicate": "do what another does: fewer maps would do, or train longer with dropout",
-            "high-frequency": "follow changes from one pixel to the next, mostly noise: regularise, or train longer",
+            "dead": f"no weights to speak of{silent}; prune (what a positive bias gives is a constant, for the next "
+            "layer's bias), or train with a lower rate and clip_filter_rms",
+            "grey": "only an average over the window passes, at the cost of an edge detector, and tells less",
+            "saturated": f"on everywhere in the {self.images} images given, so the rectifier does nothing; look at the "
+            "bias",
+            "duplicate": "another does the same; fewer maps would do, or train longer with dropout",
+            "high-frequency": "changes from one pixel to the next, mostly noise; regularise, or train longer",
         }
         for flag, remedy in remedies.items():
             if numbers := self.flagged(flag):
-                yield f"{len(numbers)} of {len(self.filters)} filters ({_listed(numbers)}) {remedy}"
+                yield f"{len(numbers)} of {len(self.filters)} filters ({_listed(numbers)}): {remedy}"
 
     def _of_frequencies(self) -> Iterator[str]:
         (height, width), stride = self.kernel, max(self.stride)
