@@ -128,9 +128,9 @@ class FilterGrid(Attribution):
         images = Images(data, transform, limit)
         batch_size = whole_number("batch_size", images.batch_size if batch_size is None else batch_size)
         workers = whole_number("workers", images.workers if workers is None else workers, 0)
-        precision = f"{autocast or like(self.model).dtype}{' channels_last' if channels_last else ''}"
         rank, world = own_share(share)
         with evaluating(self.model), left_as_found(self.model):
+            precision = f"{autocast or like(self.model).dtype}{' channels_last' if channels_last else ''}"
             sample = images.sample()
             self._places = find_places(self.model, self._located, sample[None].to(like(self.model)))
             about = self._about(images, sample) | {"precision": precision}

@@ -351,6 +351,9 @@ def test_lazy_layers_are_initialised_by_the_users_pass_alone():
             lambda: deconv.project("0", 1, inputs=images),
             lambda: deconv.attribute(images, (1, 2, 2)),
             lambda: OcclusionSensitivity(model).attribute(images, (3, 4, 4), target=(1, 2, 2)),
+            lambda: FilterGrid(model, "0").fit(images, progress=False),
+            lambda: diagnose(model),
+            lambda: diagnose(model, images),
         ):
             with pytest.raises(UnsupportedModel, match="lazy layers"):
                 ours()

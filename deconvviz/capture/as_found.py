@@ -28,6 +28,12 @@ def random_state_kept(device: torch.device) -> Iterator[None]:
             np.random.set_state(numpy)
 
 
+def require_initialised(model: nn.Module) -> None:
+    """Raise :class:`UnsupportedModel` if a pass would initialise lazy layers."""
+    if any(map(is_lazy, itertools.chain(model.parameters(), model.buffers()))):
+        raise UnsupportedModel("the model has lazy layers that no pass has initialised: call model(images) once before")
+
+
 @contextlib.contextmanager
 def left_as_found(model: nn.Module) -> Iterator[None]:
     """Put buffers (batch norm's statistics) and the random state back, also after an error.
@@ -35,8 +41,7 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
     Raises:
         UnsupportedModel: a pass would initialise its lazy layers.
     """
-    if any(map(is_lazy, itertools.chain(model.parameters(), model.buffers()))):
-        raise UnsupportedModel("the model has lazy layers that no pass has initialised: call model(images) once before")
+    require_initialised(model)
     plain = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
     saved = [(module, dict(module._buffers)) for module in plain]  # a scripted module cannot lose or gain one
     buffers = list(model.buffers())

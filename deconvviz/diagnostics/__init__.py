@@ -37,6 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from deconvviz.capture import require_module, watch
+from deconvviz.capture.as_found import require_initialised
 from deconvviz.capture.reading import evaluating
 from deconvviz.diagnostics.result import FLAGS, Diagnosis, Filter, LayerDiagnosis
 from deconvviz.diagnostics.spectrum import Spectrum
@@ -64,10 +65,12 @@ def diagnose(model: nn.Module, data: Tensor | Iterable[Any] | None = None) -> Di
             judged.
 
     Raises:
+        UnsupportedModel: it is scripted or compiled, or has lazy layers that no pass has initialised.
         InvalidInput: there is no ``nn.Conv2d``, its weights are not finite, or the data has no images or is not
             what the model takes.
     """
     model = require_module(model)
+    require_initialised(model)
     convolutions = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
     if not convolutions:
         raise InvalidInput(f"the {type(model).__name__} has no nn.Conv2d to diagnose")
