@@ -265,6 +265,19 @@ def test_whole_numbers_may_be_numpys(case):
     assert torch.allclose(numpys, plain, atol=1e-6)
 
 
+def test_the_model_itself_has_a_name_in_titles():
+    torch.manual_seed(0)
+    filters, x = nn.Conv2d(3, 4, 3).eval(), torch.randn(1, 3, 8, 8)
+    filters.weight.data[1] = 0
+    scores = nn.Sequential(filters, nn.AdaptiveMaxPool2d(1), nn.Flatten()).eval()
+    diagnosis = diagnose(filters)
+    assert diagnosis.figure()._suptitle.get_text() == "the model: 4 kernels"
+    assert all(line.startswith("the model") for line in str(diagnosis).splitlines()[1:])
+    assert FilterGrid(filters, "").fit(x, progress=False)[""].figure()._suptitle.get_text().startswith("the model: 3")
+    figure = OcclusionSensitivity(scores).maps(x, 4, 4, "").figure()
+    assert any("\nthe model, clean" in axes.get_title() for axes in figure.axes)
+
+
 def test_a_function_may_give_a_number_of_numpy():
     x, window = torch.rand(1, 3, 8, 8), (3, 4, 4)
     found = _covered(lambda x: np.float32(x[:, 0].sum().item()), x, window, window)

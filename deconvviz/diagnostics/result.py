@@ -126,14 +126,17 @@ class Diagnosis:
         return (self.layers[0] if layer is None else self[layer]).figure()
 
     def __str__(self) -> str:
-        width = max([len("layer"), *(len(layer.layer) for layer in self.layers)])
+        names = [layer.layer or "the model" for layer in self.layers]
+        width = max([len("layer"), *map(len, names)])
         lines = [f"{'layer':<{width}}  kernel   filters  " + "  ".join(FLAGS) + "  folded"]
-        for layer in self.layers:
+        for name, layer in zip(names, self.layers, strict=True):
             counts = "  ".join(f"{len(layer.flagged(flag)) or '-':>{len(flag)}}" for flag in FLAGS)
             shape = f"{layer.kernel[0]}x{layer.kernel[1]}/{max(layer.stride)}"
             folded = "-" if layer.folded is None else f"{layer.folded:.0%}"
-            lines.append(f"{layer.layer:<{width}}  {shape:<7}  {len(layer.filters):>7}  {counts}  {folded:>6}")
-        lines += [f"{layer.layer}: {advice}" for layer in self.layers for advice in layer.advice]
+            lines.append(f"{name:<{width}}  {shape:<7}  {len(layer.filters):>7}  {counts}  {folded:>6}")
+        lines += [
+            f"{name}: {advice}" for name, layer in zip(names, self.layers, strict=True) for advice in layer.advice
+        ]
         return "\n".join(lines)
 
 

@@ -162,7 +162,7 @@ class GridLayer(Sequence[FeatureMap]):
             dead = set(self.dead)
             living = [fmap for fmap in chosen if fmap not in dead]
             chosen = sorted(Random(seed).sample(living, min(random, len(living))))
-        return feature_maps(self.maps(chosen), f"{self.name}: {self.place.field}", mean, std)
+        return feature_maps(self.maps(chosen), f"{self.name or 'the model'}: {self.place.field}", mean, std)
 
     def units(self, fmaps: Sequence[int], control: nn.Module | None = None) -> Iterator[Shown]:
         """All units of these maps, projected, in the order of their images: each is read once.

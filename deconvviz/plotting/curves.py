@@ -56,7 +56,7 @@ def evidence_scatter(evidence: Evidence) -> Figure:
         offset, side = (-6, "right") if right else (6, "left")
         axes.annotate(text, point, (offset, 5), textcoords="offset points", ha=side, fontsize=7)
     axes.margins(0.08, 0.15)
-    axes.set_title(f"{evidence.layer}: maps for class {evidence.target}", fontsize=9, parse_math=False)
+    axes.set_title(f"{evidence.layer or 'the model'}: maps for class {evidence.target}", fontsize=9, parse_math=False)
     axes.set_xlabel("total activation", fontsize=8)
     axes.set_ylabel("fall of the score when ablated", fontsize=8)
     axes.tick_params(labelsize=7)

@@ -44,7 +44,7 @@ def mosaic(layer: LayerDiagnosis) -> Figure:
             corner, colour = (left, top), COLOURS[found.flags[0]]
             axes.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, edgecolor=colour, linewidth=2.5))
     axes.set(xticks=[], yticks=[], frame_on=False, xlim=(0, columns), ylim=(rows, -0.1))
-    figure.suptitle(f"{layer.layer}: {len(layer.filters)} kernels", fontsize=9, parse_math=False)
+    figure.suptitle(f"{layer.layer or 'the model'}: {len(layer.filters)} kernels", fontsize=9, parse_math=False)
     counts = {flag: sum(flag in found.flags for found in layer.filters) for flag in COLOURS}
     frames = [
         Patch(facecolor="none", edgecolor=COLOURS[flag], linewidth=2, label=f"{flag}: {count}")

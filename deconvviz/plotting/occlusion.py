@@ -45,7 +45,7 @@ def figure7(
     _patched(next(axes), maps, image, mean, std)
     fmap = int(maps.fmaps[image])
     clean = float(maps.clean_activation[image])
-    title = f"(b) activation of map {fmap}\n{maps.layer}, clean {clean:.4g}"
+    title = f"(b) activation of map {fmap}\n{maps.layer or 'the model'}, clean {clean:.4g}"
     _heat(figure, next(axes), maps.activation_cells[image], title)
     _pixels(next(axes), displayable(maps.projection[image]), f"(c) map {fmap}, projected")
     if len(others):
