@@ -109,6 +109,8 @@ def test_what_it_cannot_show(tmp_path):
     for sizes in ({"tile": 0}, {"quality": 500}):
         with pytest.raises(InvalidInput, match="1 pixel or more, and a quality of 1 to 95"):
             Sizes(**sizes)
+    with pytest.raises(InvalidInput, match=r"sizes is \(1, 2\); expected a deconvviz.explorer.Sizes"):
+        fit(images(2, 20)).explore(tmp_path, control=False, sizes=(1, 2))
 
 
 @pytest.mark.parametrize("out", ["file", "file/folder"])

@@ -65,6 +65,8 @@ def explore(
         InvalidInput: the images are not pictures (3, H, W), or one can't be read again.
         PictureError: the folder cannot be written.
     """
+    if not isinstance(sizes, Sizes | None):
+        raise InvalidInput(f"sizes is {sizes!r}; expected a deconvviz.explorer.Sizes, such as Sizes(tile=32)")
     layers, sizes, page = list(layers), sizes or Sizes(), Path(out, "index.html")
     written: set[int] = set()
     for number, layer in enumerate(layers):
