@@ -671,6 +671,26 @@ def test_of_a_sigmoid_and_another_bounded_map_the_sigmoid_is_the_gate(bounded, f
     assert tape.steps[-1].gate == sigmoid
 
 
+@pytest.mark.parametrize("bounded", [F.relu6, torch.tanh])
+@pytest.mark.parametrize("first", [False, True])
+def test_a_bounded_map_that_was_gated_is_the_map_beside_the_next_gate(bounded, first):
+    """Of channels, then of places; h of a recurrent cell."""
+
+    gates = []
+
+    def gated_twice(x):
+        x, channels = bounded(x), squeeze(x).sigmoid()
+        x = channels * x if first else x * channels
+        places = x.mean(1, keepdim=True).sigmoid()
+        gates[:] = channels, places
+        return places * x
+
+    tape, signal, (back,) = projected(gated_twice, X, gradient=True)
+    assert kinds(tape, "sigmoid") == {GATE}
+    signal = signal * gates[0] * gates[1]
+    assert_same([back], [signal.relu() if bounded is F.relu6 else signal * (1 - X.tanh().square())])
+
+
 @pytest.mark.parametrize("statistic", [lambda x: x.std(), lambda x: torch.rsqrt(power(x))])
 def test_of_a_statistic_and_what_relu6_gives_the_statistic_is_the_gate(statistic):
     for product in (lambda x: F.relu6(x) * statistic(x), lambda x: statistic(x) * F.relu6(x)):

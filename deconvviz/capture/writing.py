@@ -182,7 +182,8 @@ class TapeWriter:
             gate, self._gated = Gate(len(self.tape.steps), rank), True
         elif self._gated and step.rule.keeps_gate:
             gates = [self.tape.values[value].gate for value in step.inputs]
-            gate = None if None in gates else gates[0]
+            # a map that was gated is a map: it carries what the lower of the two can be
+            gate = min((each for each in gates if each), key=lambda each: each.rank) if all(gates) else None
         for value in step.inputs:
             self.tape.values[value].used = True
         numbers: list[int | None] = []
