@@ -26,13 +26,16 @@ class Slot(NamedTuple):
     k: int
 
 
+SIGMOID, STATISTIC, BROADCAST, CLAMP = 3, 2, 1, 0
+"""Ranks of what can be a gate: of two in a product the higher is it. What a clamp gave can also be the map beside one;
+tanh ranks as a statistic; what is no gate itself, but broadcast to the map, lies between."""
+
+
 class Gate(NamedTuple):
     """What a value carries unchanged (reshaped or scaled): the output of a step that can be a gate."""
 
     step: int
     rank: int
-    """Of two in a product the higher is the gate: a sigmoid, 3, then tanh or a statistic, 2; a rectifier's output, 0,
-    can also be the map beside one, or beside what is broadcast to it."""
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from deconvviz.capture.memory import CONSTANT, DERIVED, Memory, address, write_t
 from deconvviz.capture.places import Place
 from deconvviz.errors import NoForwardPass
 from deconvviz.rules import GRADIENT, HIDDEN_CODE, PLAIN_GRADIENT, UNSUPPORTED, rule_of
-from deconvviz.tape import Gate, Slot, Step, Tape, Value, autocast_on, flatten
+from deconvviz.tape import CLAMP, SIGMOID, STATISTIC, Gate, Slot, Step, Tape, Value, autocast_on, flatten
 
 PLAIN = frozenset((int, float, bool, str, type(None)))
 
@@ -178,7 +178,7 @@ class TapeWriter:
         """Number a step's outputs, which are now known, and append it if any carries a signal."""
         gate = None
         if step.rule.gate is not None and step.rule.gate(step):
-            rank = {GRADIENT: 3, UNSUPPORTED: 2}.get(rule_of(step.operation).kind, 0)
+            rank = {GRADIENT: SIGMOID, UNSUPPORTED: STATISTIC}.get(rule_of(step.operation).kind, CLAMP)
             gate, self._gated = Gate(len(self.tape.steps), rank), True
         elif self._gated and step.rule.keeps_gate:
             gates = [self.tape.values[value].gate for value in step.inputs]

@@ -62,7 +62,7 @@ def explore(
         The path of ``index.html``.
 
     Raises:
-        InvalidInput: the images are not pictures (3, H, W), or one can't be read again.
+        InvalidInput: the images are not pictures (C, H, W), one can't be read again, or ``sizes`` is something else.
         PictureError: the folder cannot be written.
     """
     if not isinstance(sizes, Sizes | None):

@@ -70,7 +70,7 @@ _ROWS: list[tuple[str, Rule]] = [
             boxed.filter_back,
             listed=False,
             classify=gates.filter_kind,
-            observe=gates.observe_filter,
+            observe=gates.observe_mixing,
         ),
     ),
     ("linear", Rule(EXACT, linear.transposed_matrix, listed=False, classify=linear.product_kind)),
@@ -81,7 +81,7 @@ _ROWS: list[tuple[str, Rule]] = [
     # ── rectifiers: rectify the signal ───────────────────────────────────────────────────────────────
     ("relu", Rule(EXACT, rectifiers.rectify, boxed.pointwise)),
     (
-        "leaky_relu prelu elu selu celu gelu silu hardswish mish softplus",
+        rectifiers.SMOOTH,
         Rule(GENERALISED, rectifiers.rectify, boxed.pointwise),
     ),
     (
@@ -155,7 +155,7 @@ _ROWS: list[tuple[str, Rule]] = [
     ),
     (
         "scaled_dot_product_attention multi_head_attention_forward",
-        Rule(GATE, gates.weigh_back, classify=gates.attention_kind, observe=gates.observe_attention),
+        Rule(GATE, gates.weigh_back, classify=gates.attention_kind, observe=gates.observe_mixing),
     ),
     ("glu", Rule(GATE, gates.gated_half, observe=gates.observe_glu)),
     (

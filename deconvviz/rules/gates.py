@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from deconvviz.rules.linear import adjoint, as_fine, product_kind, pull_back, unbroadcast
 from deconvviz.rules.linear import filter_back as fixed_filter_back
+from deconvviz.rules.rectifiers import SMOOTH
 from deconvviz.rules.rule import EXACT, GATE, GENERALISED, UNSUPPORTED, Context, Run, Signals
-from deconvviz.tape import Gate, Slot, Step, Value
+from deconvviz.tape import BROADCAST, SIGMOID, Gate, Slot, Step, Value
 
 
 def always(step: Step) -> bool:
@@ -37,11 +38,7 @@ def factor_kind(step: Step, values: Sequence[Value]) -> str:
     return product_kind(step, values)
 
 
-BROADCAST = 1
-"""The rank of a factor that is no gate, but broadcast to the map beside it."""
-ACTIVATIONS = frozenset(
-    ("relu", "leaky_relu", "prelu", "elu", "selu", "celu", "gelu", "silu", "hardswish", "mish", "softplus")
-)
+ACTIVATIONS = frozenset(("relu", *SMOOTH.split()))
 """What makes a gate of one half of a gated linear unit."""
 
 
@@ -96,7 +93,7 @@ def weighted_kind(step: Step, values: Sequence[Value]) -> str:
 
 def _weights(step: Step, values: Sequence[Value]) -> tuple[int, Gate] | None:
     """Which of two factors is attention weights, a softmax or sigmoid; none if both can be."""
-    surely = [(k, gate) for k, value in enumerate(step.inputs) if (gate := values[value].gate) and gate.rank == 3]
+    surely = [(k, gate) for k, value in enumerate(step.inputs) if (gate := values[value].gate) and gate.rank == SIGMOID]
     return surely[0] if len(step.inputs) == 2 and len(surely) == 1 else None
 
 
@@ -116,17 +113,13 @@ def attention_kind(step: Step, values: Sequence[Value]) -> str:
     return GATE if isinstance(step.argument(2, "value"), Slot) and not dropped else UNSUPPORTED
 
 
-def observe_attention(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], run: Run) -> Any:
-    """Keep the queries and keys."""
-    _hold_others(step, step.argument(2, "value"), inputs)
-    return run()
-
-
-def _hold_others(step: Step, mixed: Any, inputs: Sequence[Tensor]) -> None:
-    """Keep all that a gated step takes besides what it mixes, as constants."""
-    if step.kind == GATE:
+def observe_mixing(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], run: Run) -> Any:
+    """Keep all that a gated step takes besides what it mixes: queries and keys, or filters computed from the input."""
+    if step.kind == GATE and len(inputs) > 1:
+        mixed = step.argument(2, "value") if "attention" in step.operation else step.argument(0, "input")
         step.constant = tuple(k for k in range(len(inputs)) if k != mixed.k)
         step.kept = {k: inputs[k].detach().clone() for k in step.constant}
+    return run()
 
 
 def weigh_back(step: Step, signals: Signals, context: Context) -> Signals:
@@ -146,13 +139,6 @@ def filter_kind(step: Step, values: Sequence[Value]) -> str:
     """Filters computed from the input, as attention weights, are a constant of the pass where they filter a map."""
     dynamic = len(step.inputs) > 1 and isinstance(step.argument(0, "input"), Slot)
     return GATE if dynamic else product_kind(step, values)
-
-
-def observe_filter(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], run: Run) -> Any:
-    """Keep filters that were computed from the input."""
-    if len(inputs) > 1:
-        _hold_others(step, step.argument(0, "input"), inputs)
-    return run()
 
 
 def filter_back(step: Step, signals: Signals, context: Context) -> Signals:

@@ -10,6 +10,9 @@ from torch import Tensor
 from deconvviz.rules.rule import EXACT, GENERALISED, UNSUPPORTED, Context, Signals
 from deconvviz.tape import Step, Value
 
+SMOOTH = "leaky_relu prelu elu selu celu gelu silu hardswish mish softplus"
+"""Rectifiers other than ReLU and clamps."""
+
 
 def clamp_kind(step: Step, values: Sequence[Value]) -> str:
     """Clamping at zero from below rectifies; any other clamp has no rule."""
