@@ -149,6 +149,49 @@ def test_average_pool_before_a_filter_of_one_cell(case, count_include_pad, bias,
     assert order == (["conv", "conv", "avg_"] if outward < 4 else ["conv", "avg_", "conv"])
 
 
+class Joined(nn.Module):
+    """Branches of two reaches, joined, and a layer; ``mixed`` rounds one branch to single precision."""
+
+    def __init__(self, after, n, mixed=False):
+        super().__init__()
+        torch.manual_seed(0)
+        convolution = getattr(nn, f"Conv{n}d")
+        self.near, self.far, self.after = convolution(4, 2, 1), convolution(4, 3, 3, padding=1), after
+        self.mixed = mixed
+        self.double()
+
+    def forward(self, x):
+        far = self.far(x).relu()
+        return self.after(torch.cat([self.near(x), far.float() if self.mixed else far, x], 1)).tanh().flatten(1)
+
+
+@at_random
+@given(convolutions(), st.booleans())
+def test_max_pool_behind_a_concatenation(case, mixed):
+    """The pool goes before it where that leaves fewer cells to join."""
+    geometry, size, patch = case
+    options, n = dict(geometry.options), len(size)
+    options["padding"] = tuple(min(p, k // 2) for p, k in zip(options["padding"], options["kernel_size"], strict=True))
+    pool = getattr(nn, f"MaxPool{n}d")(**options)
+    plan = agree(Joined(pool, n, mixed), image(*size), np.minimum(patch, size), spread(size, np.minimum(patch, size)))
+    joined, pooled = (
+        next(i for i, step in enumerate(plan._clean.steps) if step.operation.startswith(name))
+        for name in ("cat", "max")
+    )
+    assert (pooled < joined) == (max(options["stride"]) > 1 and not mixed)
+
+
+@at_random
+@given(convolutions(), st.booleans(), st.sampled_from([1, 2, 3]), st.booleans())
+def test_filter_of_one_cell_behind_a_concatenation(case, bias, outward, mixed):
+    """Each part is filtered by itself where the parts' outputs hold less in all: two channels of three parts."""
+    _, size, patch = case
+    n = len(size)
+    one = getattr(nn, f"Conv{n}d")(9, outward, 1, bias=bias)
+    plan = agree(Joined(one, n, mixed), image(*size), np.minimum(patch, size), spread(size, np.minimum(patch, size)))
+    assert ("cat" in [step.operation for step in plan._clean.steps]) == (outward == 3 or mixed)
+
+
 @at_random
 @given(
     st.lists(st.tuples(st.integers(1, 4), st.integers(4, 11)), min_size=1, max_size=3),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deconvviz.incremental.crops import along
 from deconvviz.incremental.work import Work, trailing
 from deconvviz.rules.linear import each
 from deconvviz.rules.maxima import average_arguments, pool_arguments
@@ -30,13 +31,27 @@ def max_pooled(group: Group, step: Step) -> Work | None:
     kernel = [d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True)]
     out = region.through(kernel, stride, padding, group.shape(step.outputs[0])[2:])
     wanted = out.read_by(kernel, stride, padding)
-    pool = getattr(F, f"max_pool{n}d")
 
     def run(batch: Batch) -> Tensor:
-        boxes = batch.read(step.inputs[0], wanted, fill=-math.inf)
-        return pool(boxes, kernel_size, stride, 0, dilation)
+        return largest(batch.read(step.inputs[0], wanted, fill=-math.inf), kernel_size, stride, dilation)
 
     return Work([out], run)
+
+
+def largest(boxes: Tensor, kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
+    """A max pool of (B, C, *S) without padding.
+
+    On a CPU the largest of shifted copies, axis by axis: PyTorch's own goes through each window once for every cell.
+    """
+    if boxes.device.type != "cpu":
+        return cast(Tensor, getattr(F, f"max_pool{boxes.dim() - 2}d")(boxes, kernel_size, stride, 0, dilation))
+    for axis, (k, s, d) in enumerate(zip(kernel_size, stride, dilation, strict=True), start=2):
+        reach = boxes.shape[axis] - d * (k - 1)
+        first, *others = (along(boxes, [axis], [slice(d * i, d * i + reach, s)]) for i in range(k))
+        boxes = torch.maximum(first, others[0]) if others else first
+        for other in others[1:]:
+            torch.maximum(boxes, other, out=boxes)
+    return boxes
 
 
 def average_pooled(group: Group, step: Step) -> Work | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,38 +14,66 @@ from deconvviz.incremental.work import first_alone
 from deconvviz.precision import precise
 from deconvviz.rules import EXACT
 from deconvviz.rules.linear import each, filter_arguments
+from deconvviz.rules.maxima import pool_arguments
 from deconvviz.tape import Slot, Step, Value
 
 FILTERS = ("conv1d", "conv2d", "conv3d")
+MAX_POOLS = ("max_pool1d", "max_pool2d", "max_pool3d")
+JOINS = ("cat", "concat", "concatenate")
 
 
 def cheaper(steps: Sequence[Step], values: Sequence[Value], wanted: Collection[int]) -> list[Step]:
-    """The same steps with batch norms in the filters before them, or as what they do to each channel, in place; and
-    with average pools behind the filters of one cell that follow them.
+    """The same steps with batch norms in the filters before them, or as what they do to each channel, in place; with
+    average pools behind the filters of one cell that follow them; with max pools before what they take is joined; and
+    with filters of one cell that take joined channels as a sum of filters.
 
     Args:
         steps: steps of a pass, in order; batch norms have fixed statistics.
         values: the pass's values.
         wanted: the values that have to stay.
     """
-    return _pooled_later(_without_norms(steps, values, wanted), wanted)
+    numbers = itertools.count(len(values))
+    steps = _in_pairs(steps, wanted, _folded)
+    steps = [_scaled(s, len(values[s.inputs[0]].shape)) if _is_norm(s) and first_alone(s) else s for s in steps]
+    steps = _in_pairs(steps, wanted, lambda step, after: _pooled_later(step, after, numbers))
+    steps = _in_pairs(steps, wanted, lambda step, after: _pooled_first(step, after, numbers, values))
+    return _in_pairs(steps, wanted, lambda step, after: _apart(step, after, numbers, values))
 
 
-def _without_norms(steps: Sequence[Step], values: Sequence[Value], wanted: Collection[int]) -> list[Step]:
-    """Each batch norm that alone follows a filter is folded into its weights; others are a product and a sum."""
-    kept, after = [], _followers(steps, wanted)
+def _in_pairs(
+    steps: Sequence[Step], wanted: Collection[int], rewrite: Callable[[Step, Step], list[Step] | None]
+) -> list[Step]:
+    """What ``rewrite`` makes of each step and the one that alone takes its output; where it is ``None`` both stay."""
+    users: dict[int | None, list[Step]] = {}
+    for step in steps:
+        for value in step.inputs:
+            users.setdefault(value, []).append(step)
+    kept: list[Step] = []
     gone: set[int] = set()
     for step in steps:
-        norm = after.get(id(step))
         if id(step) in gone:
             continue
-        if step.operation in FILTERS and norm is not None and _is_norm(norm):
-            gone.add(id(norm))
-            step = _fold(step, norm)
-        elif _is_norm(step) and first_alone(step):
-            step = _scaled(step, len(values[step.inputs[0]].shape))
-        kept.append(step)
+        after = users.get(step.outputs[0], [])
+        alone = len(step.outputs) == len(after) == 1 and step.outputs[0] not in wanted and first_alone(after[0])
+        instead = rewrite(step, after[0]) if alone else None
+        if instead is None:
+            kept.append(step)
+        else:
+            kept += instead
+            gone.add(id(after[0]))
     return kept
+
+
+def _folded(step: Step, norm: Step) -> list[Step] | None:
+    """A batch norm behind a filter, in the filter's weights."""
+    if step.operation not in FILTERS or not first_alone(step) or not _is_norm(norm):
+        return None
+    weight, bias, *geometry = _filter(step)
+    scale, shift = _scale_and_shift(norm)
+    shift = shift if bias is None else shift + bias.detach() * scale
+    scaled = (weight.detach() * scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
+    arguments = (Slot(0), scaled, shift.to(weight.dtype), *geometry)
+    return [replace(step, arguments=arguments, keywords={}, outputs=norm.outputs, written=None)]
 
 
 def _is_norm(step: Step) -> bool:
@@ -73,43 +102,72 @@ def _scale(tensor: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return torch.addcmul(shift, tensor, scale, out=tensor)
 
 
-def _fold(step: Step, norm: Step) -> Step:
-    weight, bias, *geometry = _filter(step)
-    scale, shift = _scale_and_shift(norm)
-    shift = shift if bias is None else shift + bias.detach() * scale
-    scaled = (weight.detach() * scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
-    arguments = (Slot(0), scaled, shift.to(weight.dtype), *geometry)
-    return replace(step, arguments=arguments, keywords={}, outputs=norm.outputs, written=None)
-
-
-def _pooled_later(steps: Sequence[Step], wanted: Collection[int]) -> list[Step]:
-    """An average pool before a filter of one cell goes behind it, where that leaves fewer channels to pool.
+def _pooled_later(pool: Step, one: Step, numbers: Iterator[int]) -> list[Step] | None:
+    """An average pool before a filter of one cell, behind it, where that leaves fewer channels to pool.
 
     Both are linear, one over the cells of a channel, one over the channels of a cell; the bias is added last, since a
     pool that counts its padding would lessen it at the border.
     """
-    kept, after = [], _followers(steps, wanted)
-    number = max((v for step in steps for v in step.outputs if v is not None), default=0)
-    gone: set[int] = set()
-    for step in steps:
-        one = after.get(id(step))
-        if id(step) in gone:
-            continue
-        if not step.operation.startswith("avg_pool") or one is None or not _narrows(one):
-            kept.append(step)
-            continue
-        gone.add(id(one))
-        weight, bias, *_ = _filter(one)
-        kept.append(replace(one, arguments=(Slot(0), weight), keywords={}, inputs=step.inputs, outputs=step.outputs))
-        pool = replace(step, inputs=one.inputs, outputs=one.outputs)
-        if bias is None:
-            kept.append(pool)
-            continue
-        number += 1  # what the pool gives is a new value
-        added = (Slot(0), bias.detach().view(-1, *[1] * (weight.dim() - 2)))
-        add = replace(one, operation="add", function=Tensor.add_, arguments=added, keywords={}, written=0)
-        kept += [replace(pool, outputs=(number,)), replace(add, inputs=(number,))]
-    return kept
+    if not pool.operation.startswith("avg_pool") or not first_alone(pool) or not _narrows(one):
+        return None
+    weight, bias, *_ = _filter(one)
+    bare = replace(one, arguments=(Slot(0), weight), keywords={}, inputs=pool.inputs, outputs=pool.outputs)
+    pool = replace(pool, inputs=one.inputs, outputs=one.outputs)
+    if bias is None:
+        return [bare, pool]
+    pooled = next(numbers)
+    added = (Slot(0), bias.detach().view(-1, *[1] * (weight.dim() - 2)))
+    add = replace(one, operation="add", function=Tensor.add_, arguments=added, keywords={}, written=0)
+    return [bare, replace(pool, outputs=(pooled,)), replace(add, inputs=(pooled,))]
+
+
+def _pooled_first(join: Step, pool: Step, numbers: Iterator[int], values: Sequence[Value]) -> list[Step] | None:
+    """A max pool with a stride behind a concatenation of channels, before it: fewer cells to join."""
+    if pool.operation not in MAX_POOLS or len(pool.outputs) > 1 or not _joined(join, pool, values):
+        return None
+    _, stride, *_ = pool_arguments(*pool.arguments, **pool.keywords)
+    if max(each(stride, 1)) == 1:
+        return None
+    pooled = tuple(next(numbers) for _ in join.inputs)
+    pools = [replace(pool, inputs=(value,), outputs=(n,)) for value, n in zip(join.inputs, pooled, strict=True)]
+    return [*pools, replace(join, inputs=pooled, outputs=pool.outputs)]
+
+
+def _apart(join: Step, one: Step, numbers: Iterator[int], values: Sequence[Value]) -> list[Step] | None:
+    """A filter of one cell behind a concatenation: of each part by itself, and added up.
+
+    Where what is added up holds fewer channels than what was joined.
+    """
+    if not _narrows(one) or not (terms := _joined(join, one, values)):
+        return None
+    weight, bias, *_ = _filter(one)
+    channels = [values[value].shape[1] for value in terms]
+    if len(terms) * len(weight) >= sum(channels):
+        return None
+    steps: list[Step] = []
+    for value, part in zip(terms, weight.detach().split(channels, 1), strict=True):
+        arguments = (Slot(0), part.contiguous(), None if steps else bias)
+        filtered = replace(one, arguments=arguments, keywords={}, inputs=(value,), outputs=(next(numbers),))
+        if steps:
+            pair, both = (steps[-1].output, filtered.output), (Slot(0), Slot(1))
+            add = replace(filtered, operation="add", function=Tensor.add_, arguments=both, inputs=pair, written=0)
+            steps += [filtered, replace(add, outputs=(next(numbers),))]
+        else:
+            steps.append(filtered)
+    return [*steps[:-1], replace(steps[-1], outputs=one.outputs)]
+
+
+def _joined(join: Step, after: Step, values: Sequence[Value]) -> list[int]:
+    """The pictures (N, C, *S) of one type, with the axes that ``after`` takes, whose channels a step joins; or none."""
+    terms = join.argument(0, "tensors")
+    if join.operation not in JOINS or not all(isinstance(item, Slot) for item in terms):
+        return []
+    joined = [join.inputs[item.k] for item in terms]
+    if max(joined) >= len(values):  # of a rewritten step
+        return []
+    rank = len(values[joined[0]].shape)
+    pictures = rank == int(after.operation[-2]) + 2 and len({values[value].dtype for value in joined}) == 1
+    return joined if pictures and join.argument(1, "dim", 0) in (1, 1 - rank) else []
 
 
 def _narrows(step: Step) -> bool:
@@ -126,18 +184,3 @@ def _filter(step: Step) -> list[Any]:
     """A convolution's weight, bias, stride, padding, dilation and groups."""
     names = (("weight", None), ("bias", None), ("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1))
     return [step.argument(1 + i, name, default) for i, (name, default) in enumerate(names)]
-
-
-def _followers(steps: Sequence[Step], wanted: Collection[int]) -> dict[int, Step]:
-    """By the id of a step with one input and output: the step that alone takes that output, which isn't wanted."""
-    users: dict[int | None, list[Step]] = {}
-    for step in steps:
-        for value in step.inputs:
-            users.setdefault(value, []).append(step)
-    followers = {}
-    for step in steps:
-        after = users.get(step.outputs[0], [])
-        alone = len(step.outputs) == len(after) == 1 and step.outputs[0] not in wanted
-        if alone and first_alone(step) and first_alone(after[0]):
-            followers[id(step)] = after[0]
-    return followers

@@ -166,7 +166,8 @@ class OcclusionSensitivity(PerturbationAttribution):
                     show_progress,
                 ):
                     falls[chosen] = (flat - rows["output"]).cpu().double()
-                results.append(_averaged(windows[i], gathered(falls, self.shard), tensor, clean))
+                means = torch.from_numpy(windows[i].spread(gathered(falls, self.shard).numpy()))
+                results.append(means.to(tensor.device, torch.promote_types(clean.dtype, torch.float32)))
         return tuple(results) if isinstance(inputs, tuple) else results[0]
 
     def maps(
@@ -354,12 +355,3 @@ def _whole_number(asked: Any) -> int | None:
         require("perturbations_per_eval", asked, ("auto",))
         return None
     return whole_number("perturbations_per_eval", asked)
-
-
-def _averaged(windows: Windows, falls: Tensor, tensor: Tensor, clean: Tensor) -> Tensor:
-    """(R, *shape): the mean fall of the windows that covered each element."""
-    total = torch.zeros(clean.numel(), *tensor.shape[1:], dtype=torch.float64, device="cpu")
-    counts = torch.zeros(1, *tensor.shape[1:], dtype=torch.float64, device="cpu")
-    windows.spread(falls, total, counts)
-    dtype = torch.float64 if clean.dtype == torch.float64 else torch.float32
-    return (total / counts).to(tensor.device, dtype)

@@ -111,8 +111,13 @@ class Windows:
 
     def patches(self, image: Tensor, fill: Tensor, chosen: NDArray[np.int64]) -> Tensor:
         """(B, C, *size): the boxes of one image (C, *S), with ``fill`` (broadcastable to it) where they are covered."""
-        fill = fill.expand(image.shape)
-        boxes, fills = (torch.stack([item[self._box(w)] for w in chosen.tolist()]) for item in (image, fill))
+        places = (slice(None), *torch.from_numpy(self.firsts[:, chosen]))
+        contents = []
+        for item in (image, fill.expand(image.shape)):
+            for axis, n in enumerate(self.size, start=1):
+                item = item.unfold(axis, n, 1)
+            contents.append(item[places].transpose(0, 1))
+        boxes, fills = contents
         return torch.where(self.covered(chosen).to(image.device), fills, boxes)
 
     def cover(self, images: Tensor, fill: Tensor, chosen: NDArray[np.int64]) -> Tensor:
@@ -138,13 +143,16 @@ class Windows:
             keys.append(np.minimum(first, n - size - first) * 9 // n)
         return np.lexsort((*self.firsts[::-1], *keys[::-1]))
 
-    def spread(self, changes: Tensor, total: Tensor, counts: Tensor) -> None:
-        """Add each window's ``changes`` (W, R) to what it covers of ``total`` (R, *shape), and 1 to ``counts``."""
-        for w, change in enumerate(changes):
+    def spread(self, changes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(R, *shape): of ``changes`` (W, R) the mean over the windows that cover an element; NaN where none does."""
+        total, counts = np.zeros((changes.shape[1], *self.shape)), np.zeros((1, *self.shape))
+        for w, change in enumerate(changes.reshape(*changes.shape, *[1] * len(self.shape))):
             box = (slice(None), *self.box(w))
-            covered = 1 if self.masks is None else self._mask(w).to(total)
-            total[box] += change.view(-1, *[1] * len(self.shape)) * covered
+            covered = 1 if self.masks is None else self._mask(w).numpy()
+            total[box] += change * covered
             counts[box] += covered
+        with np.errstate(invalid="ignore"):
+            return total / counts
 
     def _mask(self, w: int) -> Tensor:
         mask = self.masks[w] if self.masks is not None else torch.ones(self.shape, device="cpu")
