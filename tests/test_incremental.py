@@ -371,6 +371,7 @@ LAYERS = {
     "batch norm": nn.BatchNorm2d(4),
     "batch norm after a pool": nn.Sequential(nn.MaxPool2d(2, 1), nn.BatchNorm2d(4, affine=False), nn.ReLU()),
     "batch norm beside a skip": BesideSkip(nn.MaxPool2d(3, 1, 1), nn.BatchNorm2d(4)),
+    "cells picked beside a skip": BesideSkip(nn.Tanh(), nn.Sequential(nn.MaxPool2d(1), nn.ReLU(inplace=True))),
     "cat of rows": Calls(lambda x: torch.cat([x.unflatten(1, (2, 2)), F.max_pool2d(x, 3, 1, 1).unflatten(1, (2, 2))], 2)
                          .flatten(1, 2)[:, :4]),
     "group norm": nn.GroupNorm(2, 4),

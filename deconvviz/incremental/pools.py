@@ -35,13 +35,14 @@ def max_pooled(group: Group, step: Step) -> Work | None:
     def run(batch: Batch) -> Tensor:
         return largest(batch.read(step.inputs[0], wanted, fill=-math.inf), kernel_size, stride, dilation)
 
-    return Work([out], run)
+    return Work([out], run, fresh=max(kernel_size) > 1)
 
 
 def largest(boxes: Tensor, kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
     """A max pool of (B, C, *S) without padding.
 
     On a CPU the largest of shifted copies, axis by axis: PyTorch's own goes through each window once for every cell.
+    Of windows of one cell it is a view.
     """
     if boxes.device.type != "cpu":
         return cast(Tensor, getattr(F, f"max_pool{boxes.dim() - 2}d")(boxes, kernel_size, stride, 0, dilation))
