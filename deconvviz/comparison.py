@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from deconvviz.capture import left_as_found, require_module, watch
 from deconvviz.deconvnet import Deconvnet
 from deconvviz.errors import InvalidInput
-from deconvviz.inputs import input_images, integer
-from deconvviz.layers import Layer, locate
+from deconvviz.inputs import input_image, integer
+from deconvviz.layers import Layer, layer_name, locate
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,7 @@ def compare(
             can show; else as :meth:`Deconvnet.project`.
     """
     model = require_module(model)
-    image = input_images(image, model)
-    if len(image) != 1:
-        raise InvalidInput(f"image has shape {tuple(image.shape)}; expected one image, (1, C, H, W)")
+    image = input_image(image, model)
     name, number = locate(model, layer)
     module = model.get_submodule(name)
     deconv = Deconvnet(model, on_unsupported=on_unsupported)
@@ -88,15 +86,15 @@ def compare(
     if number not in (None, last := tape.counts()[name]):
         raise InvalidInput(f"layer {layer!r} is not the last call, '{name}#{last}', which alone captum can show")
     with Deconvnet(shuffled or shuffled_weights(model), on_unsupported=on_unsupported) as random:
-        name = layer if isinstance(layer, str) else name
-        randomized = random.project(name, fmap, inputs=image, position=place, seed="one")
+        given = layer_name(model, layer)
+        randomized = random.project(given, fmap, inputs=image, position=place, seed="one")
     neuron = (fmap, *position)
     with left_as_found(model), warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():
         warnings.simplefilter("ignore", UserWarning)  # captum announces its hooks
         saliency = NeuronGradient(model, module).attribute(image.detach().clone(), neuron).abs()
         guided = NeuronGuidedBackprop(model, module).attribute(image.detach().clone(), neuron)
     return Comparison(
-        label=f"{name} map {fmap}",
+        label=f"{given} map {fmap}",
         image=image[0],
         position=position,
         deconvnet=deconv.project(layer, fmap, inputs=image, position=place, seed="one")[0],

@@ -35,7 +35,7 @@ from deconvviz.capture import require_module
 from deconvviz.capture.reading import evaluating
 from deconvviz.errors import InvalidInput
 from deconvviz.features import features, layer_names
-from deconvviz.inputs import input_pictures
+from deconvviz.inputs import input_pictures, whole_number
 from deconvviz.layers import Layer
 from deconvviz.occlusion.fills import Fill, filled
 
@@ -122,16 +122,14 @@ def correspondence(
     """
     model = require_module(model)
     images = input_pictures(images, model)
-    if not isinstance(boxes, Mapping) or not all(type(number) is int for number in (draws, seed)):
-        raise InvalidInput(
-            f"boxes is a {type(boxes).__name__}, draws {draws!r} and seed {seed!r}; expected a mapping from parts to "
-            "boxes, and whole numbers"
-        )
+    draws, seed = whole_number("draws", draws), whole_number("seed", seed, 0)
+    if not isinstance(boxes, Mapping):
+        raise InvalidInput(f"boxes is a {type(boxes).__name__}; expected a mapping from parts to boxes")
     parts = {name: _checked(name, box, images) for name, box in boxes.items()}
-    if len(images) < 2 or not parts or RANDOM in parts or draws < 1:
+    if len(images) < 2 or not parts or RANDOM in parts:
         raise InvalidInput(
-            f"{len(images)} images, parts {list(parts)} and {draws} draws; expected two images or more, one part or "
-            f"more, none of them called {RANDOM!r}, and one draw or more"
+            f"{len(images)} images and parts {list(parts)}; expected two images or more, and one part or more, none "
+            f"of them called {RANDOM!r}"
         )
     names, cover = layer_names(model, layers), filled(images, fill).expand_as(images)
     drawn = _random_boxes(list(parts.values()), images, draws, seed)
@@ -191,4 +189,4 @@ def _checked(name: str, box: Any, images: Tensor) -> Tensor:
     if wrong.any():
         first = int(wrong.nonzero()[0])
         raise InvalidInput(f"the box of {name!r} in image {first} is {boxes[first].tolist()}; {expected}")
-    return boxes.cpu()
+    return boxes

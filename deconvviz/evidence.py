@@ -23,22 +23,20 @@ Caveat: one map is ablated at a time; what several carry together, or what anoth
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from deconvviz.capture import require_module, watch
 from deconvviz.capture.reading import evaluating
 from deconvviz.errors import InvalidInput, TargetOutOfRange
-from deconvviz.inputs import input_images, integer
-from deconvviz.layers import Layer, find_call, locate, only_output
+from deconvviz.inputs import input_image, integer
+from deconvviz.layers import Layer, described, find_call, layer_name, locate, only_output
+from deconvviz.plotting.curves import evidence_scatter
 from deconvviz.precision import at_least_float32
 from deconvviz.tape import Tape
 from deconvviz.units import totals
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 BATCH = 8
 """How many ablations run at once."""
@@ -76,8 +74,6 @@ class Evidence:
 
     def figure(self) -> Figure:
         """Each map's effect over its activation, the strongest one marked."""
-        from deconvviz.plotting.curves import evidence_scatter
-
         return evidence_scatter(self)
 
 
@@ -98,11 +94,9 @@ def evidence(model: nn.Module, image: Tensor, layer: Layer, target: int | None =
         UnknownLayer, AmbiguousLayer, LayerNotRun: as their names say.
     """
     model = require_module(model)
-    image = input_images(image, model)
-    if len(image) != 1:
-        raise InvalidInput(f"image has shape {tuple(image.shape)}; expected one image (1, C, H, W): images[:1]")
+    image = input_image(image, model)
     name, number = locate(model, layer)
-    with evaluating(model):
+    with evaluating(model):  # a tape replays passes of its own batch size: each row is to lack another map
         tape, scores = watch(model, [image.expand(BATCH, *image.shape[1:])])
     if not isinstance(scores, Tensor) or scores.dim() != 2:
         raise InvalidInput("the model does not put out one tensor of scores (N, K); expected a classifier")
@@ -116,12 +110,11 @@ def evidence(model: nn.Module, image: Tensor, layer: Layer, target: int | None =
     place, output = only_output(find_call(tape, name, number)), only_output(tape.calls[-1])
     maps = tape.replay(place)
     if maps.dim() < 2 or len(maps) != BATCH:
-        raise InvalidInput(f"layer {name!r} gives shape {tuple(maps.shape)}; expected feature maps (N, C, ...)")
-    address = name if number is None else f"{name}#{number}"
+        raise InvalidInput(f"{described(name)} gives shape {tuple(maps.shape)}; expected feature maps (N, C, ...)")
     score = _scores(tape, place, output, maps)[0, chosen]
     effect = score - _ablated(tape, place, output, maps, chosen)
     weight = _weight(tape, place, output, maps, chosen)
-    return Evidence(address, chosen, float(score), totals(maps[:1])[0], effect, weight)
+    return Evidence(layer_name(model, layer), chosen, float(score), totals(maps[:1])[0], effect, weight)
 
 
 def _scores(tape: Tape, place: int, output: int, maps: Tensor, gradient: bool = False) -> Tensor:

@@ -15,9 +15,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from deconvviz.capture import require_module, watch
-from deconvviz.errors import InvalidInput
 from deconvviz.inputs import input_tensors
-from deconvviz.layers import Layer, find_call, locate, only_output
+from deconvviz.layers import Layer, find_call, layer_name, locate, one_or_several, only_output
 
 
 def features(model: nn.Module, inputs: Any, layers: Sequence[Layer]) -> list[Tensor]:
@@ -40,7 +39,4 @@ def layer_names(model: nn.Module, layers: Layer | Sequence[Layer]) -> list[str]:
     Raises:
         UnknownLayer, InvalidInput: as their names say.
     """
-    chosen = [layers] if isinstance(layers, (str, nn.Module)) else layers
-    if not isinstance(chosen, Sequence) or not chosen:
-        raise InvalidInput(f"layers is {layers!r}; expected dotted names, modules or calls, one or more")
-    return [layer if isinstance(layer, str) else locate(model, layer)[0] for layer in chosen]
+    return [layer_name(model, layer) for layer in one_or_several(layers)]

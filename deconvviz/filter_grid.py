@@ -33,19 +33,20 @@ from tqdm import tqdm
 from deconvviz.capture import left_as_found, require_module
 from deconvviz.capture.reading import evaluating
 from deconvviz.comparison import shuffled_weights
-from deconvviz.errors import InvalidInput, NoForwardPass, UnknownLayer
+from deconvviz.errors import AmbiguousLayer, InvalidInput, NoForwardPass, UnknownLayer
 from deconvviz.explorer import explore
 from deconvviz.grid.feature_map import mosaic
 from deconvviz.grid.layer import GridLayer, LayerPlace, find_places
 from deconvviz.images import display_scale, displayable
 from deconvviz.inputs import input_images, like, whole_number
-from deconvviz.layers import Layer, locate
+from deconvviz.layers import Layer, locate, one_or_several
 from deconvviz.mining.archive import model_fingerprint
 from deconvviz.mining.data import Images
 from deconvviz.mining.found import Found
 from deconvviz.mining.passes import mine, mining
 from deconvviz.mining.shares import joined, of_share, own_share
 from deconvviz.mining.strongest import Strongest
+from deconvviz.shards import together
 from deconvviz.switches import OVERLAPS
 from deconvviz.units import require
 
@@ -79,10 +80,7 @@ class FilterGrid(Attribution):
         require("on_unsupported", on_unsupported, ("raise", "gradient"))
         self.k, self.overlap, self.gradient = whole_number("k", k), overlap, on_unsupported == "gradient"
         self._single = isinstance(layers, (str, nn.Module))
-        given = [layers] if isinstance(layers, (str, nn.Module)) else list(layers)
-        self._located = list(dict.fromkeys(locate(self.model, layer) for layer in given))
-        if not self._located:
-            raise InvalidInput("layers is empty; expected one layer or more")
+        self._located = list(dict.fromkeys(locate(self.model, layer) for layer in one_or_several(layers)))
         self._places: tuple[LayerPlace, ...] = ()
         self._found: Found | None = None
         self._images: Images | None = None
@@ -124,49 +122,54 @@ class FilterGrid(Attribution):
             CheckpointError: the checkpoint is damaged, of another model, layers or data, or can't be written: at
                 the start, or at the end, when what was found can still be used and saved elsewhere.
             LayerNotRun, AmbiguousLayer: as their names say.
+            OtherProcessFailed: another process of the group raised, or was killed.
         """
-        images = Images(data, transform, limit)
-        batch_size = whole_number("batch_size", images.batch_size if batch_size is None else batch_size)
-        workers = whole_number("workers", images.workers if workers is None else workers, 0)
         rank, world = own_share(share)
-        with evaluating(self.model), left_as_found(self.model):
+        grouped = world > 1 and share is None
+        with together(grouped), evaluating(self.model), left_as_found(self.model):
+            images = Images(data, transform, limit)
+            batch_size = whole_number("batch_size", images.batch_size if batch_size is None else batch_size)
+            workers = whole_number("workers", images.workers if workers is None else workers, 0)
             precision = f"{autocast or like(self.model).dtype}{' channels_last' if channels_last else ''}"
             sample = images.sample()
-            self._places = find_places(self.model, self._located, sample[None].to(like(self.model)))
-            about = self._about(images, sample) | {"precision": precision}
+            places = find_places(self.model, self._located, sample[None].to(like(self.model)))
+            about = self._about(places, images, sample) | {"precision": precision}
             path = None if checkpoint is None else of_share(Path(checkpoint), rank, world)
-            found = self._start(path, about, (rank, world))
-            done, total = found.shares[0][2], len(range(rank, len(images), world)) or None
+            found = self._start(path, about, places, (rank, world))
+            done, total = found.shares[0][2], len(images.order[rank::world]) or None
             batches = images.batches(sample.shape, batch_size, workers, (rank, world), done)
+            calls = [place.call for place in places]
             with (
-                mining(self.model, self._calls(), found.layers, like(self.model), autocast, channels_last) as miner,
+                mining(self.model, calls, found.layers, like(self.model), autocast, channels_last) as miner,
                 tqdm(total=total, initial=done, unit="image", disable=not progress) as bar,
             ):
                 found = mine(miner, batches, found, path, every, bar.update)
-        self._found, self._images = found, images
-        if path is not None:
-            found.save(path)
-        if world > 1 and share is None:
+            self._places, self._found, self._images = places, found, images
+            if path is not None:
+                found.save(path)
+        if grouped:
             self._found = found = joined(found, like(self.model).device)
         if not any(layer.seen for layer in found.layers):
             fewer = f"share {(rank, world)} has none, give fewer shares than images"
             raise InvalidInput(f"no image could be used: {next(iter(self.left_out.values()), fewer)}")
         return self
 
-    def _start(self, path: Path | None, about: dict[str, Any], share: tuple[int, int]) -> Found:
+    def _start(
+        self, path: Path | None, about: dict[str, Any], places: Sequence[LayerPlace], share: tuple[int, int]
+    ) -> Found:
         """What a checkpoint holds, if there is one; else nothing yet."""
         device = like(self.model).device
         if path is not None and path.exists():
             return Found.resumed(path, about, share, device)
-        layers = (Strongest.empty(p.maps, len(p.space), self.k, device) for p in self._places)
+        layers = (Strongest.empty(p.maps, len(p.space), self.k, device) for p in places)
         return Found(about, tuple(layers), ((*share, 0),), {}, {})
 
-    def _about(self, images: Images, sample: Tensor) -> dict[str, Any]:
+    def _about(self, places: Sequence[LayerPlace], images: Images, sample: Tensor) -> dict[str, Any]:
         return {
             "model": model_fingerprint(self.model),
-            "layers": [place.address for place in self._places],
+            "layers": [place.address for place in places],
             "k": self.k,
-            "maps": [[place.maps, *place.space] for place in self._places],
+            "maps": [[place.maps, *place.space] for place in places],
             "data": images.describe(),
             "image": list(sample.shape),
         }
@@ -223,11 +226,17 @@ class FilterGrid(Attribution):
         """A layer's maps: ``grid["features.10"][42]`` is one :class:`~deconvviz.grid.feature_map.FeatureMap`."""
         found = self.found
         name, number = locate(self.model, layer)
-        for place, strongest in zip(self._places, found.layers, strict=True):
-            if place.call[0] == name and number in (None, place.call[1]):
-                images, checksums = self._images, found.checksums
-                return GridLayer(place, strongest, images, checksums, self.model, self.overlap, self.gradient)
-        raise UnknownLayer(f"the grid has no layer {layer!r}; it has {', '.join(map(repr, self.layers))}")
+        matching = [
+            (place, strongest)
+            for place, strongest in zip(self._places, found.layers, strict=True)
+            if place.call[0] == name and number in (None, place.call[1])
+        ]
+        if not matching:
+            raise UnknownLayer(f"the grid has no layer {layer!r}; it has {', '.join(map(repr, self.layers))}")
+        if len(matching) > 1:
+            calls = ", ".join(repr(place.address) for place, _ in matching)
+            raise AmbiguousLayer(f"the grid has several calls of layer {name!r}: choose one of {calls}")
+        return GridLayer(*matching[0], self._images, found.checksums, self.model, self.overlap, self.gradient)
 
     def __iter__(self) -> Iterator[GridLayer]:
         return (self[name] for name in self.layers)
@@ -303,9 +312,6 @@ class FilterGrid(Attribution):
         grid = copy.copy(self).fit(inputs.detach(), progress=False)
         results = [_stacked(layer, layer.chosen(fmaps), min(self.k, len(inputs)), inputs) for layer in grid]
         return results[0] if self._single else results
-
-    def _calls(self) -> list[tuple[str, int]]:
-        return [place.call for place in self._places]
 
 
 def _stacked(layer: GridLayer, fmaps: list[int], k: int, inputs: Tensor) -> Tensor:

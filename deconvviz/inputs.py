@@ -93,6 +93,18 @@ def input_images(inputs: Any, model: nn.Module) -> Tensor:
     return tensors[0]
 
 
+def input_image(inputs: Any, model: nn.Module) -> Tensor:
+    """``inputs`` as the one image (1, ...) that ``model`` takes.
+
+    Raises:
+        InvalidInput: there are several images, or as of :func:`input_images`.
+    """
+    image = input_images(inputs, model)
+    if len(image) != 1:
+        raise InvalidInput(f"image has shape {tuple(image.shape)}; expected one image (1, C, H, W): images[:1]")
+    return image
+
+
 def input_pictures(inputs: Any, model: nn.Module) -> Tensor:
     """``inputs`` as the one tensor (N, C, ..., H, W) that ``model`` takes.
 

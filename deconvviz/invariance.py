@@ -22,9 +22,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import affine
@@ -35,11 +36,9 @@ from deconvviz.errors import InvalidInput, TargetOutOfRange
 from deconvviz.features import features, layer_names
 from deconvviz.inputs import input_images, input_pictures
 from deconvviz.layers import Layer
+from deconvviz.plotting.curves import invariance_curves
 from deconvviz.precision import at_least_float32
 from deconvviz.units import require
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Transform = Callable[[Tensor, float], Tensor]
 
@@ -101,8 +100,6 @@ class InvarianceCurves:
 
     def figure(self, labels: Sequence[str] | None = None) -> Figure:
         """One plot a layer and one of the probability, a line for each image, named by ``labels``."""
-        from deconvviz.plotting.curves import invariance_curves
-
         return invariance_curves(self, labels)
 
 
@@ -195,7 +192,9 @@ def _classes(scores: Tensor, targets: Sequence[int] | Tensor | None) -> Tensor |
     """One class an image, or ``None`` if there are no scores and none was asked for."""
     if targets is None:
         return scores.argmax(1) if scores.dim() == 2 else None
-    count = scores.shape[1] if scores.dim() == 2 else 0
+    if scores.dim() != 2:
+        raise InvalidInput(f"the model gives shape {tuple(scores.shape)}, no scores (N, K): leave targets out")
+    count = scores.shape[1]
     try:
         classes = torch.as_tensor(targets, device=scores.device)
     except (TypeError, ValueError, RuntimeError):
@@ -203,6 +202,7 @@ def _classes(scores: Tensor, targets: Sequence[int] | Tensor | None) -> Tensor |
     if (
         classes.shape != scores.shape[:1]
         or classes.is_floating_point()
+        or classes.dtype == torch.bool
         or not ((classes >= 0) & (classes < count)).all()
     ):
         raise TargetOutOfRange(

@@ -11,7 +11,7 @@ Its name alone is then ambiguous, and said to be so.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
@@ -51,6 +51,25 @@ def locate(model: nn.Module, layer: Layer) -> tuple[str, int | None]:
     return names[module], int(number) if number else None
 
 
+def one_or_several(layers: Layer | Iterable[Layer]) -> list[Layer]:
+    """Layers, of which one can stand alone.
+
+    Raises:
+        InvalidInput: there is none.
+    """
+    if isinstance(layers, (str, nn.Module)):
+        return [layers]
+    chosen = list(layers) if isinstance(layers, Iterable) else []
+    if not chosen:
+        raise InvalidInput(f"layers is {layers!r}; expected dotted names, modules or calls, one or more")
+    return chosen
+
+
+def layer_name(model: nn.Module, layer: Layer) -> str:
+    """How results name a layer: as it was given, or by a module's dotted name."""
+    return layer if isinstance(layer, str) else locate(model, layer)[0]
+
+
 def find_call(tape: Tape, name: str, number: int | None) -> Call:
     """The recorded call of a layer.
 
@@ -61,12 +80,12 @@ def find_call(tape: Tape, name: str, number: int | None) -> Call:
     calls = [call for call in tape.calls if call.name == name]
     if not calls:
         ran = nearest(name, [call.name for call in tape.calls if call.name])
-        raise LayerNotRun(f"layer {name!r} exists, but this pass never called it; {ran}")
+        raise LayerNotRun(f"{described(name)} exists, but this pass never called it; {ran}")
     if number is None and len(calls) > 1:
         choices = ", ".join(f"'{name}#{call.number}'" for call in calls)
-        raise AmbiguousLayer(f"layer {name!r} runs {len(calls)} times in a pass: choose one of {choices}")
+        raise AmbiguousLayer(f"{described(name)} runs {len(calls)} times in a pass: choose one of {choices}")
     if number is not None and number > len(calls):
-        raise LayerNotRun(f"layer {name!r} ran {len(calls)} time(s) in this pass; '{name}#{number}' did not")
+        raise LayerNotRun(f"{described(name)} ran {len(calls)} time(s) in this pass; '{name}#{number}' did not")
     return calls[0] if number is None else next(call for call in calls if call.number == number)
 
 

@@ -45,7 +45,12 @@ def test_torchrun_takes_each_picture_once_and_gives_all_processes_the_whole(tmp_
         x = images(31)
         x[8] = torch.nan
         grid = fit(x, batch_size=4, checkpoint=r"{tmp_path}/grid.npz")
-        grid.save(rf"{tmp_path}/whole.{{distributed.get_rank()}}.npz")
+        rank = distributed.get_rank()
+        grid.save(rf"{tmp_path}/whole.{{rank}}.npz")
+        try:  # one picture has another shape, and one process has it
+            fit([*images(6), images(1, 22)[0]])
+        except Exception as error:
+            open(rf"{tmp_path}/error.{{rank}}", "w").write(f"{{type(error).__name__}}: {{error}}")
         distributed.destroy_process_group()
         """)
     )
@@ -70,6 +75,10 @@ def test_torchrun_takes_each_picture_once_and_gives_all_processes_the_whole(tmp_
                    for a, b in zip(found.layers, expected.found.layers, strict=True))  # fmt: skip
         assert same(type("G", (), {"found": found}), expected)
     assert len(list(tmp_path.glob("grid.*of*.npz"))) == world
+    told = [(tmp_path / f"error.{rank}").read_text() for rank in range(world)]
+    failed = told.pop(0)
+    assert failed.startswith("InvalidInput") and "22" in failed
+    assert told == [f"OtherProcessFailed: process 0 failed: {failed}"] * (world - 1)
 
 
 SLOW = """

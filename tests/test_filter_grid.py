@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import warnings
 
@@ -245,11 +246,33 @@ def test_the_model_is_left_as_it_was_found():
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+def test_a_fit_that_fails_leaves_what_was_found():
+    grid = fit(images())
+    before = grid["4"]
+    with pytest.raises(InvalidInput, match="shape"):
+        grid.fit([*images(2, 24), images(1, 22)[0]], progress=False)
+    assert grid["4"].place is before.place and grid["4"].strongest is before.strongest
+    assert torch.equal(grid["4"][2].patches[0], before[2].patches[0])
+
+
+def test_calls_of_one_layer():
+    """A layer that runs twice, and one that is asked for by its name and its call."""
+    relu = nn.ReLU()
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), relu, nn.Conv2d(4, 2, 3), relu)
+    grid = fit(images(), ["0", "1#1", "0#1", "1#2"], model)
+    assert grid.layers == ["0", "1#1", "1#2"]
+    assert len(grid["1#1"]) == 4 and len(grid["1#2"]) == 2 and len(grid["0#1"]) == 4
+    for layer in ("1", relu):
+        with pytest.raises(AmbiguousLayer, match="several calls of layer '1': choose one of '1#1', '1#2'"):
+            grid[layer]
+
+
 def test_errors_say_what_to_do():
     with pytest.raises(UnknownLayer):
         FilterGrid(net(), "nix")
-    with pytest.raises(InvalidInput, match="layers is empty"):
-        FilterGrid(net(), [])
+    for layers in ([], None, 5):
+        with pytest.raises(InvalidInput, match=f"layers is {re.escape(str(layers))}; expected dotted names"):
+            FilterGrid(net(), layers)
     with pytest.raises(InvalidInput, match="k is 0"):
         FilterGrid(net(), "1", 0)
     for argument, wrong in {"batch_size": 0, "workers": -1, "limit": -3}.items():

@@ -167,6 +167,7 @@ def test_the_figure(images) -> None:
         ({"targets": [1, 2]}, TargetOutOfRange, "expected one class for each of the 3 images, from 0 to 4"),
         ({"targets": [1, 2, 5]}, TargetOutOfRange, "from 0 to 4"),
         ({"targets": "cat"}, TargetOutOfRange, "targets is 'cat'"),
+        ({"targets": [True, False, True]}, TargetOutOfRange, "targets is"),
         ({"amounts": 5}, InvalidInput, "amounts is 5"),
         ({"amounts": ["far"]}, InvalidInput, r"amounts is \['far'\]"),
         ({"transform": "scale", "amounts": [1, 0]}, InvalidInput, "amount 0 was refused by the transform"),

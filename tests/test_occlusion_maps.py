@@ -473,7 +473,9 @@ def test_more_windows_are_computed_where_the_score_changes():
 
 
 @pytest.mark.parametrize(
-    "options", [{"factor": 0}, {"factor": 1.5}, {"share": -0.1}, {"share": 1.1}, {"checks": -1}], ids=str
+    "options",
+    [{"factor": 0}, {"factor": 1.5}, {"factor": True}, {"share": -0.1}, {"share": 1.1}, {"checks": -1}],
+    ids=str,
 )
 def test_a_refinement_that_makes_no_sense(options):
     with pytest.raises(InvalidInput, match=next(iter(options))):

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from deconvviz.errors import InvalidInput, LayerNotRun
-from deconvviz.layers import address
+from deconvviz.layers import address, described
 from deconvviz.tape import flatten
 
 LayerCall = tuple[str, int]
@@ -62,7 +62,7 @@ def reading(
         tensors = flatten(output)
         if len(tensors) != 1:
             raise InvalidInput(
-                f"layer {name!r} gives {len(tensors)} tensors; expected one: choose a layer inside it that does"
+                f"{described(name)} gives {len(tensors)} tensors; expected one: choose a layer inside it that does"
             )
         use(i, tensors[0].detach())
         left.discard(i)
@@ -77,7 +77,7 @@ def reading(
             model(*inputs)
         if left:
             name, number = layers[min(left)]
-            raise LayerNotRun(f"layer {address(name, number, {name: 2})!r} did not run in this pass")
+            raise LayerNotRun(f"{described(address(name, number, {name: 2}))} did not run in this pass")
 
     names = list(dict.fromkeys(name for name, _ in layers))
     hooks = []

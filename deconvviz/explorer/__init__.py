@@ -166,7 +166,7 @@ def _data(layer: GridLayer) -> dict[str, Any]:
         "mean": [float(f"{state.mean(m):.4g}") for m in fmaps],
         "active": [active / max(state.seen, 1) for active in state.active.tolist()],
         "histogram": state.histogram.tolist(),
-        "names": {number: layer.images.name(number) for number in used} if layer.images is not None else {},
+        "names": {number: layer.data.name(number) for number in used},
     }
 
 

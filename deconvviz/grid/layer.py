@@ -62,10 +62,11 @@ def find_places(model: nn.Module, layers: Sequence[tuple[str, int | None]], imag
             reason = field.reason or f"the positions of {what} are not its last axes"
             field = ReceptiveField(tuple(Axis(axis.image, reason=reason) for axis in field.axes))
         where, layer = address(name, call.number, tape.counts()), (name, call.number)
+        # a model that does otherwise with crops shares whole passes among its units
         if not (takes_whole(field) or crops_are_parts(model, layer, field, image, tape.replay(value))):
             field = ReceptiveField(tuple(replace(axis, rigid=True) for axis in field.axes))
         places.append(LayerPlace(where, layer, shape[1], shape[2:], field))
-    return tuple(places)
+    return tuple(dict.fromkeys(places))  # a layer that was asked for by its call too is one
 
 
 class Shown(NamedTuple):
@@ -124,6 +125,13 @@ class GridLayer(Sequence[FeatureMap]):
         return self.place.address
 
     @property
+    def data(self) -> Images:
+        """Where the units' images are; raises :class:`NoForwardPass` if the grid was loaded without them."""
+        if self.images is None:
+            raise NoForwardPass("the grid was loaded without its data: FilterGrid.load(path, model, data)")
+        return self.images
+
+    @property
     def dead(self) -> list[int]:
         """The maps that no image activates."""
         return (self.strongest.active == 0).nonzero()[:, 0].tolist()
@@ -176,17 +184,15 @@ class GridLayer(Sequence[FeatureMap]):
             InvalidInput: an image can't be read again, or is not the one that was mined.
             UnsupportedOperation: the way to the pixels passes an operation without a rule.
         """
-        if self.images is None:
-            raise NoForwardPass("the grid was loaded without its data: FilterGrid.load(path, model, data)")
         by_image: dict[int, list[tuple[int, int]]] = {}
         for fmap in fmaps:
             for rank, number in enumerate(self.numbers(fmap)):
                 by_image.setdefault(number, []).append((fmap, rank))
         block: list[tuple[int, Unit]] = []
-        for number, image in self.images.images(by_image):
+        for number, image in self.data.images(by_image):
             if checksum(image) != self.checksums.get(number):
                 raise InvalidInput(
-                    f"{self.images.name(number)} is not the image that was mined: the data set gives another one each "
+                    f"{self.data.name(number)} is not the image that was mined: the data set gives another one each "
                     "time it is asked, or has changed; expected the same: leave out random crops and flips, fit again"
                 )
             block += [(rank, Unit(image, fmap, self.position(fmap, rank))) for fmap, rank in by_image[number]]
@@ -242,7 +248,7 @@ class GridLayer(Sequence[FeatureMap]):
             fmap=fmap,
             values=tuple(state.values[fmap].tolist()[: len(numbers)]),
             images=tuple(numbers),
-            names=tuple(self.images.name(number) if self.images else f"image {number}" for number in numbers),
+            names=tuple(self.data.name(number) for number in numbers),
             positions=tuple(self.position(fmap, rank) for rank in ranks),
             boxes=tuple(self.box(fmap, rank) for rank in ranks),
             patches=tuple(shown[fmap, rank][0] for rank in ranks),

@@ -93,10 +93,6 @@ class Images:
         if not self.streams and not self.order:
             raise InvalidInput("data is empty; expected one image or more")
 
-    def __len__(self) -> int:
-        """How many images there are; of a stream 0."""
-        return len(self.order)
-
     def sample(self) -> Tensor:
         """The first image that can be read; raises :class:`InvalidInput` if there is none."""
         reason = "it is empty"

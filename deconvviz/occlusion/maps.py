@@ -20,7 +20,7 @@ from deconvviz.errors import InvalidInput, TargetOutOfRange, UnsupportedModel
 from deconvviz.images import IMAGENET_MEAN, IMAGENET_STD
 from deconvviz.incremental import CleanPass, Outcome
 from deconvviz.inputs import input_images, integer, whole_number
-from deconvviz.layers import Layer, find_call, locate
+from deconvviz.layers import Layer, find_call, layer_name, locate
 from deconvviz.occlusion.clean_passes import clean_passes
 from deconvviz.occlusion.fills import Fill, filled
 from deconvviz.occlusion.refinement import Refine, Refinement, refined
@@ -160,7 +160,7 @@ def occlusion_maps(
         images=images,
         boxes=torch.tensor(boxes, device="cpu").view(*grid, 4),
         fill=content,
-        layer=layer if isinstance(layer, str) else locate(model, layer)[0],
+        layer=layer_name(model, layer),
         fmaps=found.fmaps,
         activation_cells=cells["activation"],
         clean_activation=found.clean["activation"],

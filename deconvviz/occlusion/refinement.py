@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deconvviz.errors import InvalidInput
+from deconvviz.inputs import whole_number
 from deconvviz.occlusion.sweep import Rows
 
 
@@ -32,14 +33,10 @@ class Refine:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value, good, expected in (
-            ("factor", self.factor, isinstance(self.factor, int) and self.factor >= 1, "an int from 1 on"),
-            ("share", self.share, isinstance(self.share, (int, float)) and 0 <= self.share <= 1, "0 to 1"),
-            ("checks", self.checks, isinstance(self.checks, int) and self.checks >= 0, "an int from 0 on"),
-            ("seed", self.seed, isinstance(self.seed, int) and self.seed >= 0, "an int from 0 on"),
-        ):
-            if not good:
-                raise InvalidInput(f"{name} is {value!r}; expected {expected}")
+        for name, least in (("factor", 1), ("checks", 0), ("seed", 0)):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
+        if not (isinstance(self.share, (int, float)) and 0 <= self.share <= 1):
+            raise InvalidInput(f"share is {self.share!r}; expected 0 to 1")
 
 
 @dataclass(frozen=True)
