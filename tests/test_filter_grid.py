@@ -267,6 +267,18 @@ def test_calls_of_one_layer():
             grid[layer]
 
 
+def test_a_unit_that_sees_padding_alone_is_drawn_grey(tmp_path):
+    """A filter of one cell with padding, whose bias wins where there is no pixel."""
+    model = nn.Sequential(nn.Conv2d(3, 2, 1, padding=1), nn.ReLU()).eval()
+    nn.init.constant_(model[0].weight, -1.0)
+    nn.init.ones_(model[0].bias)
+    grid = fit(images(12, 6).abs() + 1, "1", model)
+    found = grid["1"][0]
+    assert found.patches[0].numel() == 0 and (found.image(cell=12) == 128).mean() > 0.9
+    grid["1"].figure([0])
+    assert grid.explore(tmp_path, progress=False).exists()
+
+
 def test_errors_say_what_to_do():
     with pytest.raises(UnknownLayer):
         FilterGrid(net(), "nix")

@@ -117,7 +117,7 @@ def _occlude_options(parser: argparse.ArgumentParser) -> None:
 
 def _filters_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", type=Path, nargs="*", metavar="IMAGE", help="to see which filters fire")
-    _model_options(parser)
+    _loading_options(parser)
     add = parser.add_argument
     add("--layer", metavar="L", help="the convolution to draw; default: the first")
     add("--out", type=_figure, metavar="FILE", help=f"its kernels as a mosaic: {', '.join(FIGURE_SUFFIXES)}")
@@ -190,7 +190,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str, Callable[...
     "grid": (grid, "Find what every feature map looks for: the paper's figure 2.", _grid_options),
     "explore": (explore, "Find what every feature map looks for: write a page to browse.", _explore_options),
     "check": (check, "List how every operation of a model goes back.", _model_options),
-    "layers": (layers, "List the layers of a model and the shapes they put out.", _model_options),
+    "layers": (layers, "List the layers of a model and the shapes they put out.", _loading_options),
 }
 
 

@@ -54,12 +54,11 @@ def project(arguments: argparse.Namespace) -> int:
     if arguments.panel and arguments.position != "max":
         raise InvalidInput("--panel shows each map's strongest position: leave --position or --panel out")
     loaded = load(arguments)
-    inputs = [loaded.transform(load_picture(p))[None].to(arguments.device) for p in arguments.images]
+    inputs = pictures(arguments, loaded)
     draw = _draw_comparisons if arguments.panel else _draw_projections
     draw(arguments, loaded, inputs)
     print(f"wrote {arguments.out}")
-    if not loaded.learned:
-        say("warning: without --weights the weights are random, so the pictures show nothing learned")
+    warn_if_random(loaded)
     return 0
 
 
@@ -100,7 +99,7 @@ def _draw_comparisons(arguments: argparse.Namespace, loaded: LoadedModel, inputs
 def filters(arguments: argparse.Namespace) -> int:
     """Print what is wrong with the filters; write a layer's kernels as a mosaic."""
     loaded = load(arguments)
-    inputs = [loaded.transform(load_picture(p))[None].to(arguments.device) for p in arguments.images]
+    inputs = pictures(arguments, loaded)
     for image in inputs[:1]:
         try_pass(loaded, image)
     diagnosis = diagnose(loaded.model, inputs or None)
@@ -108,8 +107,7 @@ def filters(arguments: argparse.Namespace) -> int:
     if arguments.out:
         save_figure(diagnosis.figure(arguments.layer), arguments.out, dpi=150)
         print(f"wrote {arguments.out}")
-    if not loaded.learned:
-        say("warning: without --weights the weights are random, so nothing here was learned")
+    warn_if_random(loaded)
     return 0
 
 
@@ -170,6 +168,17 @@ def load(arguments: argparse.Namespace) -> LoadedModel:
     if arguments.mean is not None:
         transform = replace(transform, mean=tuple(arguments.mean), std=tuple(arguments.std))
     return replace(loaded, model=loaded.model.to(arguments.device), transform=transform)
+
+
+def pictures(arguments: argparse.Namespace, loaded: LoadedModel) -> list[Tensor]:
+    """The pictures that were named, each (1, C, H, W), as the model takes them."""
+    return [loaded.transform(load_picture(path))[None].to(arguments.device) for path in arguments.images]
+
+
+def warn_if_random(loaded: LoadedModel) -> None:
+    """Say that a model without weights has learned nothing."""
+    if not loaded.learned:
+        say("warning: without --weights the weights are random, so this shows nothing learned")
 
 
 def _on_noise(arguments: argparse.Namespace) -> tuple[nn.Module, Tensor]:

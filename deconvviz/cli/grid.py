@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from deconvviz.cli.commands import load, say, try_pass
+from deconvviz.cli.commands import load, say, try_pass, warn_if_random
 from deconvviz.errors import InvalidInput
 from deconvviz.explorer import Sizes
 from deconvviz.filter_grid import FilterGrid
@@ -79,8 +79,7 @@ def _mined(arguments: argparse.Namespace) -> tuple[LoadedModel, FilterGrid]:
             say(f"left out: {found.name(number)}: {reason}")
         if len(found.left_out) > 10:
             say(f"left out: {len(found.left_out) - 10} more")
-        if not loaded.learned:
-            say("warning: without --weights the weights are random, so the pictures show nothing learned")
+        warn_if_random(loaded)
     return loaded, found
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from deconvviz.cli.commands import forward_pass, load, say, try_pass
+from deconvviz.cli.commands import forward_pass, load, pictures, try_pass, warn_if_random
 from deconvviz.errors import InvalidInput
-from deconvviz.images import load_picture
 from deconvviz.layers import address, nearest
 from deconvviz.models.zoo import LoadedModel
 from deconvviz.occlusion import OcclusionSensitivity
@@ -23,7 +22,7 @@ def occlude(arguments: argparse.Namespace) -> int:
     loaded = load(arguments)
     labels = _labels(arguments, loaded)
     targets = None if arguments.target is None else [_target(item, labels) for item in arguments.target]
-    inputs = [loaded.transform(load_picture(p))[None].to(arguments.device) for p in arguments.images]
+    inputs = pictures(arguments, loaded)
     layer = arguments.layer
     if layer is None:
         layer = last_maps(loaded, inputs[0])
@@ -40,8 +39,7 @@ def occlude(arguments: argparse.Namespace) -> int:
         figure = maps.figure(0, labels, mean=loaded.transform.mean, std=loaded.transform.std)
         save_figure(figure, out, dpi=150)
         print(f"wrote {out}")
-    if not loaded.learned:
-        say("warning: without --weights the weights are random, so the maps show nothing learned")
+    warn_if_random(loaded)
     return 0
 
 

@@ -27,9 +27,9 @@ from torch import nn
 from tqdm import tqdm
 
 from deconvviz.errors import InvalidInput
-from deconvviz.explorer.sheets import WALL_SIDE, MapSheet, Sizes, wall_of
+from deconvviz.explorer.sheets import PERCENTILE, WALL_SIDE, MapSheet, Sizes, wall_of
 from deconvviz.grid.layer import GridLayer
-from deconvviz.images import IMAGENET_MEAN, IMAGENET_STD, atomic_write, to_pixels
+from deconvviz.images import IMAGENET_MEAN, IMAGENET_STD, atomic_write, displayable, to_pixels
 from deconvviz.mining.strongest import EDGES
 
 TILES_AT_ONCE = 4608
@@ -117,11 +117,12 @@ def _write_layer(
                 written.add(number)
             box = layer.box(unit.fmap, unit.rank)
             patch, inside = unit.patch(box), unit.inside(box)
-            sheet = sheets[unit.fmap]
-            sheet.put(0, unit.rank, unit.projection[inside])
-            sheet.put(1, unit.rank, to_pixels(patch, mean, std) if patch.numel() else None)
-            if unit.control is not None:
-                sheet.put(2, unit.rank, unit.control[inside])
+            if patch.numel():  # else the unit sees padding alone
+                sheet = sheets[unit.fmap]
+                sheet.put(0, unit.rank, displayable(unit.projection[inside], percentile=PERCENTILE))
+                sheet.put(1, unit.rank, to_pixels(patch, mean, std))
+                if unit.control is not None:
+                    sheet.put(2, unit.rank, displayable(unit.control[inside], percentile=PERCENTILE))
             bar.update()
         for fmap, sheet in sheets.items():
             _save(sheet.picture(), folder / f"map-{fmap}.jpg", sizes)

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from deconvviz.errors import InvalidInput
 from deconvviz.grid.feature_map import GREY, fitted
-from deconvviz.images import displayable
 
 WALL_SIDE = 8
 """Maps along each side of a wall's sheet."""
@@ -49,15 +47,12 @@ class MapSheet:
         shape = self.rows * self.side, blocks * self.columns * self.side, 3
         self.pixels: NDArray[np.uint8] = np.full(shape, GREY, np.uint8)
 
-    def put(self, block: int, rank: int, picture: Tensor | NDArray[np.uint8] | None) -> None:
-        """Draw a tile: pixels (h, w, 3), or a projection (C, h, w); nothing for an empty one."""
-        if isinstance(picture, Tensor):
-            picture = displayable(picture, percentile=PERCENTILE) if picture.numel() else None
-        if picture is not None:
-            y, x = divmod(rank, self.columns)
-            x += block * self.columns
-            y, x = y * self.side, x * self.side
-            self.pixels[y : y + self.side, x : x + self.side] = fitted(picture, self.side)
+    def put(self, block: int, rank: int, picture: NDArray[np.uint8]) -> None:
+        """Draw a tile: pixels (h, w, 3)."""
+        y, x = divmod(rank, self.columns)
+        x += block * self.columns
+        y, x = y * self.side, x * self.side
+        self.pixels[y : y + self.side, x : x + self.side] = fitted(picture, self.side)
 
     def block(self, number: int) -> NDArray[np.uint8]:
         """One block's pixels."""

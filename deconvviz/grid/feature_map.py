@@ -58,7 +58,11 @@ class FeatureMap:
             mean, std: those that the images were normalised with.
             cell: the side of a cell in pixels; patches keep their aspect, on grey.
         """
-        sides = [[displayable(p) for p in self.projections], [to_pixels(p, mean, std) for p in self.patches]]
+        nothing = np.zeros((0, 0, 3), np.uint8)  # a unit that sees padding alone
+        sides = [
+            [displayable(p) if p.numel() else nothing for p in self.projections],
+            [to_pixels(p, mean, std) if p.numel() else nothing for p in self.patches],
+        ]
         count = max(len(self.values), 1)
         columns = int(np.ceil(np.sqrt(count)))
         mosaics = [mosaic(pictures, columns, -(-count // columns), cell) for pictures in sides]
