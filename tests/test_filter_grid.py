@@ -393,6 +393,12 @@ def test_a_loaders_choice_of_items_is_kept():
         assert grid.found.layers[0].seen == 5
 
 
+def test_a_transform_that_would_not_be_used_is_refused(folder):
+    for data in (images(), ImageFolder(folder, ToTensor())):
+        with pytest.raises(InvalidInput, match="a transform is given, but the item is a torch.float32"):
+            fit(data, transform=lambda picture: 1 - ToTensor()(picture))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_folders_skip_and_list_broken_pictures(folder, workers):
     grid = fit(folder, transform=ToTensor(), workers=workers, batch_size=4)

@@ -57,7 +57,7 @@ class Images:
             items are images, tuples that start with one, or dicts that hold one (Hugging Face's); or a
             ``DataLoader``, whose data set, batch size, workers and choice of items (not their order) are taken.
         transform: from a PIL picture to a tensor, where the source gives pictures; by default
-            :class:`~deconvviz.models.zoo.Transform`.
+            :class:`~deconvviz.models.zoo.Transform`. Nothing else is transformed: for tensors give none.
         limit: take only so many.
 
     Raises:
@@ -89,6 +89,7 @@ class Images:
             )
         self.source, self.limit = source, limit
         self.transform = transform or Transform()
+        self._for_pictures = transform is not None and not isinstance(source, PictureFolder)
         self.order: Sequence[int] = () if self.streams else _chosen(data, source)[:limit]
         if not self.streams and not self.order:
             raise InvalidInput("data is empty; expected one image or more")
@@ -240,6 +241,11 @@ class Images:
             image = item[0]
         if isinstance(image, Image.Image):
             image = self.transform(image)
+        elif self._for_pictures:
+            raise InvalidInput(
+                f"a transform is given, but the item is a {_kind(image)}; expected a PIL picture: give the transform "
+                "to the data set, or none"
+            )
         if not isinstance(image, Tensor) or not image.is_floating_point():
             raise InvalidInput(
                 f"the item is a {_kind(image)}; expected a floating-point tensor (C, H, W), a picture, a tuple that "
