@@ -12,6 +12,7 @@ wide ones few. A single unit's signal is carried in the box that it fills (:mod:
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -39,14 +40,10 @@ def back_to_inputs(tape: Tape, value: int, signal: Signal, overlap: str = "sum")
         UnsupportedOperation: the signal reaches an operation without a rule.
         NoForwardPass: nothing seen in the pass leads from the inputs to ``value``.
     """
-    way = _Way(tape, value, overlap)
-    signals: dict[int, Signal] = {value: signal}
     with _plain(tape):
-        for step in way.steps:
-            way.through(step, signals)
         pixels = [t.new_empty((len(signal), *t.shape)) for t in tape.tensors]
-        for whole, i in zip(pixels, tape.inputs, strict=True):
-            _put(signals.get(i), whole)
+        walk = _Walk(_Way(tape, value, overlap), pixels, budget=sys.maxsize)
+        walk.on({value: signal}, slice(0, len(signal)), 0)
     return pixels
 
 

@@ -90,6 +90,11 @@ class Step:
             raise LookupError(f"{self.operation} gives {self.outputs}")
         return self.outputs[0]
 
+    @property
+    def spatial(self) -> int:
+        """Of a filter or a pool: along how many axes it runs, as its name says."""
+        return int(self.operation.removesuffix("_with_indices")[-2])
+
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """The argument at ``position`` or under ``name``; ``dim`` also under NumPy's ``axis``."""
         if len(self.arguments) > position:
@@ -171,7 +176,7 @@ class Tape:
         return any(
             step.operation in ("conv1d", "conv2d", "conv3d")
             and step.inputs[0] in self.inputs
-            and len(self.values[step.inputs[0]].shape) == int(step.operation[-2]) + 1
+            and len(self.values[step.inputs[0]].shape) == step.spatial + 1
             for step in self.steps
         )
 
@@ -268,7 +273,7 @@ def fill(item: Any, inputs: Sequence[Tensor | Slot]) -> Any:
 
 
 def flatten(item: Any) -> list[Tensor]:
-    """The tensors of a nest of tuples, lists and dicts (dataclass-like outputs included), in order."""
+    """The tensors of a nest of tuples, lists and dicts (outputs that are dicts too, as Hugging Face's), in order."""
     if isinstance(item, Tensor):
         return [item]
     if isinstance(item, dict):

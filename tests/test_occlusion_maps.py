@@ -23,6 +23,7 @@ from deconvviz.errors import (
 )
 from deconvviz.images import load_picture, to_input, to_pixels
 from deconvviz.occlusion import Refine
+from deconvviz.occlusion.clean_passes import clean_passes
 from deconvviz.occlusion.fills import filled
 from deconvviz.occlusion.maps import OcclusionMaps
 
@@ -415,6 +416,27 @@ def test_refined_maps_are_exact_where_computed_and_interpolated_elsewhere(refine
         assert not computed.all() or found.checked == 0
     if refine.share == 1:
         assert all(r.computed.all() and r.largest_error == 0 for r in rough.refinements)
+
+
+def test_why_a_model_is_not_computed_in_part_is_said_and_tried_once(monkeypatch):
+    class Looks(Reuses):
+        def forward(self, x):
+            return super().forward(x) * (1 if x.sum() < 1e9 else 2)
+
+    tried, model = [], Looks().double().eval()
+    monkeypatch.setattr("deconvviz.occlusion.maps.clean_passes", lambda *given: tried.append(1) or clean_passes(*given))
+    arguments = {"inputs": pictures(1, SIDE), "patch": PATCH, "stride": STRIDE, "layer": "relu#2"}
+    with pytest.raises(UnsupportedModel, match="looks at what tensors hold.*engine='full'"):
+        OcclusionSensitivity(model, engine="incremental").maps(**arguments)
+    tried.clear()
+    OcclusionSensitivity(model).maps(**arguments, refine=Refine(2, 0.2, 2))
+    assert len(tried) == 1
+
+
+def test_a_list_of_one_tensor_under_autocast():
+    run, images = OcclusionSensitivity(Reuses().eval(), autocast=torch.bfloat16), pictures(1, SIDE).float()
+    alone, listed = (run.maps(given, PATCH, STRIDE, "relu#2", targets=2) for given in (images, [images]))
+    assert torch.equal(alone.clean_scores, listed.clean_scores)
 
 
 @torch.no_grad()

@@ -311,6 +311,25 @@ def test_buffers_that_change_after_a_pass(change):
             deconv.project("5", 0)
 
 
+def test_a_number_beside_the_images_is_a_constant_of_the_pass():
+    class Tempered(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = network()
+
+        def forward(self, x, temperature):
+            return self.body(x * temperature).relu()
+
+    model, temperature = Tempered(), torch.tensor(0.5)
+    with Deconvnet(model) as deconv:
+        model(IMAGES, temperature)
+        found = deconv.project("body", 1)
+        assert torch.equal(found, 0.5 * Deconvnet(model.body).project("4", 1, inputs=IMAGES * 0.5))
+        temperature.fill_(2)
+        with pytest.raises(NoForwardPass, match="changed"):
+            deconv.project("body", 1)
+
+
 def test_several_inputs_in_a_list():
     model = Applied(lambda x, y: (x * 2 + y).flatten(1))
     inputs = [IMAGES, IMAGES + 1]

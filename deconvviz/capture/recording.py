@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from deconvviz.capture.memory import Transformed
 from deconvviz.capture.watching import Capture
-from deconvviz.tape import Tape
+from deconvviz.tape import Tape, flatten
 
 
 class _RootHook:
@@ -67,7 +67,7 @@ class Recorder:
         self.tape = None
         capture = Capture(module, gradient=self._gradient, own=False)
         try:
-            capture.begin((args, kwargs))
+            capture.begin(flatten((args, kwargs)), any(isinstance(item, list) for item in args))
         except Transformed:
             return None
         if not capture.tape.inputs:

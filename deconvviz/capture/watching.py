@@ -34,7 +34,6 @@ class Capture(TorchFunctionMode, Places):
 
     Args:
         model: the module whose call is watched.
-        inputs: the tensors to track; ``None`` for all floating-point tensors that the call is given.
         layer: ``(module name, number of the call)``: end the pass there by raising :class:`_Stop`, with the
             call's output in :attr:`output`. With ``None`` for the number the pass runs on, and a copy of the
             last call's output is kept.
@@ -45,7 +44,6 @@ class Capture(TorchFunctionMode, Places):
     def __init__(
         self,
         model: nn.Module,
-        inputs: Sequence[Tensor] | None = None,
         layer: tuple[str, int | None] | None = None,
         gradient: bool = False,
         own: bool = True,
@@ -55,7 +53,7 @@ class Capture(TorchFunctionMode, Places):
         self.output: Any = None
         self._writer = TapeWriter(model, gradient)
         self.tape = self._writer.tape
-        self._model, self._inputs, self._layer, self.own = model, inputs, layer, own
+        self._model, self._layer, self.own = model, layer, own
         self.failed: tuple[Exception, str] | None = None
         self.abandoned = False
 
@@ -75,13 +73,11 @@ class Capture(TorchFunctionMode, Places):
         self.unhook()
         self._writer.memory.clear()
 
-    def begin(self, arguments: Any) -> None:
-        """Track the input tensors, before the mode is on."""
-        tensors = flatten(arguments) if self._inputs is None else self._inputs
-        tensors = [tensor for tensor in tensors if tensor.is_floating_point()]
+    def begin(self, tensors: Sequence[Tensor], listed: bool = False) -> None:
+        """Track the input tensors, before the mode is on: those that can be a batch; a number is a constant."""
+        tensors = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.dim()]
         self._writer.begin(tensors)
-        if self._inputs is None:
-            self.tape.listed = any(isinstance(item, list) for item in arguments[0])
+        self.tape.listed = listed
         if tensors:
             self.tape.autocast = autocast_on(tensors[0].device.type)
 
@@ -252,7 +248,7 @@ def watch(
         inputs = [tensor.clone() for tensor in inputs]  # the pass may write to them
         generators = [torch.default_generator, default_generator(inputs[0].device)]
         random = [generator.get_state() for generator in generators]
-        capture = Capture(model, inputs, layer, gradient)
+        capture = Capture(model, layer, gradient)
         capture.begin(inputs)
         with capture:
             try:

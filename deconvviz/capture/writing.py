@@ -98,8 +98,8 @@ class TapeWriter:
         return item
 
     def _returned(self, tensor: Tensor, place: Place) -> int | None:
-        """The value of a tensor that no operation gave, after content went out to NumPy."""
-        if self.returned(tensor):
+        """The value of a tensor that no operation gave, which may carry what went out to NumPy."""
+        if carries(tensor) and not isinstance(tensor, nn.Parameter) and id(tensor) not in (self._held or ()):
             self.hidden(place, tensor, self.tape.inputs)
         return self.memory.value(tensor)
 
@@ -118,12 +118,6 @@ class TapeWriter:
         """Content leaves for NumPy: from here on, a tensor that the model does not hold yet may carry it."""
         if self._held is None:
             self._held = {id(tensor) for module in self._model.modules() for tensor in flatten(vars(module))}
-
-    def returned(self, tensor: Tensor) -> bool:
-        """Whether a tensor that no operation gave may carry what went out to NumPy."""
-        if self._held is None or isinstance(tensor, nn.Parameter):
-            return False
-        return carries(tensor) and id(tensor) not in self._held
 
     def unseen(self, place: Place, module: nn.Module, outputs: Sequence[Tensor], sources: list[int]) -> None:
         """Write down that a module's outputs that no operation gave, nor it holds, come from its inputs."""

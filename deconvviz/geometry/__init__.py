@@ -35,11 +35,12 @@ def receptive_field(tape: Tape, value: int, input: int = 0) -> ReceptiveField:
     shape = tape.values[start].shape
     fields: dict[int, Field] = {start: tuple(Axis(n, 1, 1, 0, 2 + a) for a, n in enumerate(shape[2:]))}
     unseen = tuple(Axis(n, reason="it does not come from this input") for n in shape[2:])
+    counts = tape.counts()
     for step in tape.leading_to(value):
         sees = [fields[i] for i in step.inputs if i in fields]
         if not sees:
             continue
-        place = address(step.module, step.number, tape.counts()) or "the model"
+        place = address(step.module, step.number, counts) or "the model"
         shapes = [tuple(tape.values[i].shape) for i in step.inputs]
         for k, output in enumerate(step.outputs):
             if output is not None:

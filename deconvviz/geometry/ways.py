@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from deconvviz.geometry.field import Axis
-from deconvviz.rules.linear import each
+from deconvviz.rules.linear import each, filter_arguments
+from deconvviz.rules.maxima import average_arguments, pool_arguments
 from deconvviz.tape import Slot, Step
 
 Field = tuple[Axis, ...]
@@ -110,8 +111,7 @@ def _filter(seen: Seen, axis: Axis, n: int) -> Axis:
     if along is None:
         return seen.all(axis)
     taps, a, spatial = along
-    defaults = ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1))
-    stride, padding, dilation = (seen.step.argument(i, name, default) for i, name, default in defaults)
+    _, _, stride, padding, dilation, _ = filter_arguments(*seen.step.arguments, **seen.step.keywords)
     steps = each(dilation, spatial)[a]
     if isinstance(padding, str):
         pad = (taps - 1) * steps // 2 if padding == "same" else 0
@@ -121,11 +121,13 @@ def _filter(seen: Seen, axis: Axis, n: int) -> Axis:
 
 
 def _pool(seen: Seen, axis: Axis, n: int) -> Axis:
-    step, spatial = seen.step, int(seen.step.operation.removesuffix("_with_indices")[-2])
-    kernel = step.argument(1, "kernel_size")
+    step, spatial = seen.step, seen.step.spatial
     a = axis.dim - (len(seen.shape) - spatial)
-    dilation = step.argument(4, "dilation", 1) if step.operation.startswith("max") else 1
-    given = (kernel, step.argument(2, "stride") or kernel, step.argument(3, "padding", 0), dilation)
+    if step.operation.startswith("max"):
+        *given, _ = pool_arguments(*step.arguments, **step.keywords)
+    else:
+        *given, _, _, _ = average_arguments(*step.arguments, **step.keywords)
+        given.append(1)
     return seen.all(axis) if a < 0 else _window(axis, *(each(item, spatial)[a] for item in given))
 
 
@@ -218,13 +220,9 @@ def _reduced(position: int) -> Callable[[Seen, Axis, int], Axis]:
     return way
 
 
-def _along(position: int, default: int | None = None) -> Callable[[Seen, Axis, int], Axis]:
-    """An operation that mixes what lies along one dimension, and is pointwise along the others."""
-
-    def way(seen: Seen, axis: Axis, n: int) -> Axis:
-        return seen.all(axis) if axis.dim in seen.dims(position, "dim", n, default) else axis
-
-    return way
+def _along_dim(seen: Seen, axis: Axis, n: int) -> Axis:
+    """An operation that mixes what lies along one dimension, by default the last, and is pointwise along the others."""
+    return seen.all(axis) if axis.dim in seen.dims(1, "dim", n, -1) else axis
 
 
 def _last_dims(seen: Seen, axis: Axis, n: int) -> Axis:
@@ -352,8 +350,7 @@ _ROWS: list[tuple[str, Callable[[Seen, Axis, int], Axis]]] = [
     ("pad", _padded),
     ("mean sum amax std var", _reduced(1)),
     ("norm linalg_norm linalg_vector_norm", _reduced(2)),
-    ("softmax log_softmax", _along(1, -1)),
-    ("glu", _along(1, -1)),
+    ("softmax log_softmax glu", _along_dim),
     ("layer_norm rms_norm", _last_dims),
     ("linear", _linear),
     ("batch_norm", _batch_norm),

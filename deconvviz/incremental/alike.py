@@ -32,7 +32,7 @@ def alike(clean: CleanPass, firsts: Firsts, size: Sequence[int]) -> Labels:
     group = Group(clean, firsts, size, dense_from=np.inf)
     extents, weights = [], []
     for step in clean.steps:
-        cost = multiply_adds(step, [clean.shape(value) for value in (*step.inputs, *step.outputs)])
+        cost = multiply_adds(step, clean.shapes(step))
         region = group.regions.get(step.outputs[0]) if step.outputs[0] is not None else None
         if cost and region is not None and len(region.axes) == len(firsts):
             extents.append((region.ends - region.starts) / np.asarray(region.space)[:, None])

@@ -31,8 +31,7 @@ class CleanPass:
     def __init__(self, tape: Tape, wanted: Sequence[int]) -> None:
         self.tape, self.wanted = tape, tuple(wanted)
         (self.input,) = tape.inputs
-        needed = {id(step) for value in wanted for step in tape.leading_to(value)}
-        self.steps = cheaper([step for step in tape.steps if id(step) in needed], tape.values, self.wanted)
+        self.steps = cheaper(tape.leading_to(*wanted), tape.values, self.wanted)
         self.last = {value: i for i, step in enumerate(self.steps) for value in step.inputs}
         self.contents = self._run(tape.tensors[0])
         self._values: dict[object, CleanValue] = {}
@@ -42,6 +41,10 @@ class CleanPass:
     def shape(self, value: int | None) -> tuple[int, ...]:
         """A value's shape."""
         return () if value is None else tuple(self.contents[value].shape)
+
+    def shapes(self, step: Step) -> list[tuple[int, ...]]:
+        """The shapes of a step's inputs, then of its outputs."""
+        return [self.shape(value) for value in (*step.inputs, *step.outputs)]
 
     def value(self, value: int, axes: tuple[int, ...], part: tuple[int, int, int] | None = None) -> CleanValue:
         """A value, to gather boxes from; or a part of it: along which axis, from where, of what length."""
@@ -54,11 +57,11 @@ class CleanPass:
     def kernel(self, step: Step) -> Kernel:
         """A recorded convolution, without its padding, or a linear step; made ready once."""
         if id(step) not in self._kernels:
-            bias, autocast = step.argument(2, "bias"), self.tape.autocast
+            autocast = self.tape.autocast
             if step.operation == "linear":
-                kernel = product(step.argument(1, "weight"), bias, autocast)
+                kernel = product(step.argument(1, "weight"), step.argument(2, "bias"), autocast)
             else:
-                weight, stride, _, dilation, groups = filter_arguments(*step.arguments, **step.keywords)
+                weight, bias, stride, _, dilation, groups = filter_arguments(*step.arguments, **step.keywords)
                 stride, dilation = (each(item, weight.dim() - 2) for item in (stride, dilation))
                 kernel = filtering(weight, bias, stride, dilation, groups, autocast)
             self._kernels[id(step)] = kernel

@@ -1,6 +1,6 @@
 """How each operation is computed only where a patch changed its input: one table, :data:`FORMS`.
 
-A form looks at a recorded step once for a whole sweep and either returns a :class:`Work`, which computes boxes
+A form looks at a recorded step once for a group of windows and either returns a :class:`Work`, which computes boxes
 from boxes, or ``None``: then the step is computed on whole values, which is right for every operation. A row says
 besides what of them goes as one batch.
 """
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 
 def filtered(group: Group, step: Step) -> Work | None:
     """A convolution, from the boxes it reads, padding included."""
-    region, n = group.region(step.inputs[0]), int(step.operation[-2])
-    weight, stride, padding, dilation, _ = filter_arguments(*step.arguments, **step.keywords)
+    region, n = group.region(step.inputs[0]), step.spatial
+    weight, _, stride, padding, dilation, _ = filter_arguments(*step.arguments, **step.keywords)
     if not first_alone(step) or not trailing(region, n):
         return None
     stride, dilation = each(stride, n), each(dilation, n)
@@ -331,8 +331,10 @@ _ROWS: list[tuple[str, Row]] = [
     ("view reshape unflatten squeeze unsqueeze", Row(reshaped)),
     ("contiguous", Row(unchanged, of_any_rank)),
     ("clone", Row(unchanged)),
-    ("dropout", Row(dropped, undrawn)),
-    ("dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout", Row(dropped)),
+    (
+        "dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout feature_alpha_dropout",
+        Row(dropped, undrawn),
+    ),
     ("pad", Row(padded)),
     ("interpolate", Row(enlarged, of_any_rank)),
 ]

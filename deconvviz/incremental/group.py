@@ -91,7 +91,7 @@ class Group:
                     self._fresh.add(value)
         if not work.fresh:  # the output shares the input's memory
             self._fresh.difference_update(step.inputs)
-        cost = multiply_adds(step, [self.shape(value) for value in (*step.inputs, *step.outputs)])
+        cost = multiply_adds(step, self.clean.shapes(step))
         region = work.regions[0]
         self.whole_cost += cost
         self.cost += cost if region is None else math.ceil(cost * region.coverage)

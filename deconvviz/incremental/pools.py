@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 def max_pooled(group: Group, step: Step) -> Work | None:
     """A max pool: the padding is -inf."""
-    n = int(step.operation.removesuffix("_with_indices")[-2])
+    n = step.spatial
     region, (*sizes, _) = group.region(step.inputs[0]), pool_arguments(*step.arguments, **step.keywords)
-    if not trailing(region, n) or len(step.outputs) > 1:
+    if not trailing(region, n):
         return None
     kernel_size, stride, padding, dilation = (each(item, n) for item in sizes)
     kernel = [d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True)]
@@ -57,7 +57,7 @@ def largest(boxes: Tensor, kernel_size: Sequence[int], stride: Sequence[int], di
 
 def average_pooled(group: Group, step: Step) -> Work | None:
     """An average pool: a sum over the zero-padded window, divided by what PyTorch divides by at that place."""
-    n = int(step.operation[-2])
+    n = step.spatial
     *sizes, _, padded, divisor = average_arguments(*step.arguments, **step.keywords)
     kernel, stride, padding = (each(item, n) for item in sizes)
     return _averaged(group, step, kernel, stride, padding, padded, divisor)
@@ -97,7 +97,7 @@ def _averaged(group: Group, step: Step, kernel: Sequence[int], stride: Sequence[
 
 def adaptive(group: Group, step: Step) -> Work | None:
     """To one cell: by differences. To as many as there are: nothing. To a divisor of them: an average pool."""
-    n, region = int(step.operation[-2]), group.region(step.inputs[0])
+    n, region = step.spatial, group.region(step.inputs[0])
     space = group.shape(step.outputs[0])[-n:]
     if not trailing(region, n):
         return None

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Firsts = NDArray[np.int64]
-"""For each axis and each window of a sweep, the first cell of its box."""
+"""For each axis and each window of a group, the first cell of its box."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class Boxes:
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """What each window of a sweep changes of one value (N, ...)."""
+    """What each window of a group changes of one value (N, ...)."""
 
     axes: tuple[int, ...]
     """The value's spatial axes, in ascending order; axis 0 is the batch's."""

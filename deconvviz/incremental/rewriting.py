@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,7 +67,7 @@ def _folded(step: Step, norm: Step) -> list[Step] | None:
     """A batch norm behind a filter, in the filter's weights."""
     if step.operation not in FILTERS or not first_alone(step) or not _is_norm(norm):
         return None
-    weight, bias, *geometry = _filter(step)
+    weight, bias, *geometry = filter_arguments(*step.arguments, **step.keywords)
     scale, shift = _scale_and_shift(norm)
     shift = shift if bias is None else shift + bias.detach() * scale
     scaled = (weight.detach() * scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
@@ -110,7 +109,7 @@ def _pooled_later(pool: Step, one: Step, numbers: Iterator[int]) -> list[Step] |
     """
     if not pool.operation.startswith("avg_pool") or not first_alone(pool) or not _narrows(one):
         return None
-    weight, bias, *_ = _filter(one)
+    weight, bias, *_ = filter_arguments(*one.arguments, **one.keywords)
     bare = replace(one, arguments=(Slot(0), weight), keywords={}, inputs=pool.inputs, outputs=pool.outputs)
     pool = replace(pool, inputs=one.inputs, outputs=one.outputs)
     if bias is None:
@@ -123,7 +122,7 @@ def _pooled_later(pool: Step, one: Step, numbers: Iterator[int]) -> list[Step] |
 
 def _pooled_first(join: Step, pool: Step, numbers: Iterator[int], values: Sequence[Value]) -> list[Step] | None:
     """A max pool with a stride behind a concatenation of channels, before it: fewer cells to join."""
-    if pool.operation not in MAX_POOLS or len(pool.outputs) > 1 or not _joined(join, pool, values):
+    if pool.operation not in MAX_POOLS or not _joined(join, pool, values):
         return None
     _, stride, *_ = pool_arguments(*pool.arguments, **pool.keywords)
     if max(each(stride, 1)) == 1:
@@ -140,7 +139,7 @@ def _apart(join: Step, one: Step, numbers: Iterator[int], values: Sequence[Value
     """
     if not _narrows(one) or not (terms := _joined(join, one, values)):
         return None
-    weight, bias, *_ = _filter(one)
+    weight, bias, *_ = filter_arguments(*one.arguments, **one.keywords)
     channels = [values[value].shape[1] for value in terms]
     if len(terms) * len(weight) >= sum(channels):
         return None
@@ -166,7 +165,7 @@ def _joined(join: Step, after: Step, values: Sequence[Value]) -> list[int]:
     if max(joined) >= len(values):  # of a rewritten step
         return []
     rank = len(values[joined[0]].shape)
-    pictures = rank == int(after.operation[-2]) + 2 and len({values[value].dtype for value in joined}) == 1
+    pictures = rank == after.spatial + 2 and len({values[value].dtype for value in joined}) == 1
     return joined if pictures and join.argument(1, "dim", 0) in (1, 1 - rank) else []
 
 
@@ -174,13 +173,7 @@ def _narrows(step: Step) -> bool:
     """Whether a filter of one cell has fewer channels out than in."""
     if step.operation not in FILTERS:
         return False
-    weight, stride, padding, _, groups = filter_arguments(*step.arguments, **step.keywords)
+    weight, _, stride, padding, _, groups = filter_arguments(*step.arguments, **step.keywords)
     bare = isinstance(padding, str) or {*each(padding, 1)} == {0}
     one_cell = {*weight.shape[2:], *each(stride, 1), groups} == {1}
     return bare and one_cell and weight.shape[0] < weight.shape[1]
-
-
-def _filter(step: Step) -> list[Any]:
-    """A convolution's weight, bias, stride, padding, dilation and groups."""
-    names = (("weight", None), ("bias", None), ("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1))
-    return [step.argument(1 + i, name, default) for i, (name, default) in enumerate(names)]

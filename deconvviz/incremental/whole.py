@@ -30,7 +30,7 @@ TakesBatch = Callable[[Step, Shapes], bool]
 
 def whole(clean: CleanPass, step: Step, takes_batch: TakesBatch, in_place: bool) -> Callable[[Batch], Any]:
     """What computes a step on whole values; ``in_place`` as it was recorded, else in new memory."""
-    shapes = [clean.shape(value) for value in (*step.inputs, *step.outputs)]
+    shapes = clean.shapes(step)
     lacking = [not shape or shape[0] != 1 for shape in shapes]
     if all(lacking) and takes_batch in OF_TRAILING_AXES:  # the windows' axis stands before what is there
         shapes, lacking = [(1, *shape) for shape in shapes], [False] * len(shapes)
@@ -71,7 +71,7 @@ def _kernel_padding(step: Step) -> list[list[int]] | None:
         return None
     if step.operation == "linear":
         return []
-    _, _, padding, _, _ = filter_arguments(*step.arguments, **step.keywords)
+    _, _, _, padding, _, _ = filter_arguments(*step.arguments, **step.keywords)
     return None if isinstance(padding, str) else [each(padding, 2)]
 
 
@@ -85,7 +85,7 @@ def never(step: Step, shapes: Shapes) -> bool:
 
 def of_rank(step: Step, shapes: Shapes) -> bool:
     """An operation with a number of spatial axes in its name, with a batch's and a channels' axis before them."""
-    return first_alone(step) and len(shapes[0]) == int(step.operation[-2]) + 2
+    return first_alone(step) and len(shapes[0]) == step.spatial + 2
 
 
 def of_any_rank(step: Step, shapes: Shapes) -> bool:

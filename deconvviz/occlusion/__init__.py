@@ -33,12 +33,12 @@ from captum.attr._utils.common import _format_and_verify_sliding_window_shapes, 
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from deconvviz.capture import left_as_found
-from deconvviz.errors import DeconvvizError, InvalidInput, TargetOutOfRange, UnsupportedModel
-from deconvviz.incremental import Outcome
-from deconvviz.inputs import as_python, require_finite, whole_number
+from deconvviz.capture import left_as_found, require_module
+from deconvviz.errors import InvalidInput, UnsupportedModel
+from deconvviz.incremental import CleanPass, Outcome
+from deconvviz.inputs import as_python, like, require_finite, whole_number
 from deconvviz.layers import Layer
-from deconvviz.occlusion.clean_passes import clean_passes
+from deconvviz.occlusion.clean_passes import clean_passes, if_possible
 from deconvviz.occlusion.fills import Fill, filled
 from deconvviz.occlusion.maps import OcclusionMaps, occlusion_maps
 from deconvviz.occlusion.refinement import Refine, Refinement
@@ -205,10 +205,10 @@ class OcclusionSensitivity(PerturbationAttribution):
             UnsupportedOperation, WindowFailed: as their names say.
         """
         batch = _whole_number(perturbations_per_eval)
-        autocast = contextlib.nullcontext() if self.autocast is None else _autocast(inputs, self.autocast)
-        with together(self.shard), autocast:
+        model = require_module(self.forward_func)
+        with together(self.shard), self._autocast(like(model).device):
             return occlusion_maps(
-                self.forward_func, inputs, patch, stride, layer, fmap, targets, fill=baseline, score=score,
+                model, inputs, patch, stride, layer, fmap, targets, fill=baseline, score=score,
                 best=labels, refine=refine, engine=self.engine, batch=batch, progress=show_progress, shard=self.shard,
             )  # fmt: skip
 
@@ -220,23 +220,22 @@ class OcclusionSensitivity(PerturbationAttribution):
         fills: Sequence[Tensor],
     ) -> tuple[IncrementalEngine | None, Tensor]:
         """The incremental engine, if it is wanted and possible; and the selected outputs of the clean inputs."""
-        if self.engine == "full" or (len(tensors) > 1 and self.engine == "auto"):
-            return None, model.clean(tensors)
-        try:
+
+        def watched() -> tuple[list[CleanPass], int, Tensor]:
             if len(tensors) > 1:
                 raise UnsupportedModel(f"the model takes {len(tensors)} inputs")
             passes, (output,), outputs = clean_passes(model.function, tensors[0], model.additional or ())
-            clean = model.select(outputs, 1)
+            alone = clean = model.select(outputs, 1)
             if len(tensors[0]) > 1:
-                alone, clean = clean, model.clean(tensors)
+                clean = model.clean(tensors)
                 if not torch.allclose(alone, clean, 1e-2, 1e-3 * float(clean.abs().nan_to_num().max()), equal_nan=True):
                     raise UnsupportedModel("the images of a batch depend on each other")
-        except Exception as error:  # what the model itself raises, it raises again
-            if self.engine != "incremental":
-                return None, model.clean(tensors)
-            if isinstance(error, DeconvvizError) and not isinstance(error, TargetOutOfRange):
-                raise UnsupportedModel(f"{error}: use engine='full' or 'auto'") from error
-            raise
+            return passes, output, clean
+
+        found = None if self.engine == "full" else if_possible(self.engine, watched)
+        if found is None:
+            return None, model.clean(tensors)
+        passes, output, clean = found
         reference = model.select(torch.cat([p.contents[output] for p in passes]), 1).reshape(1, -1)
 
         def changes(outcomes: Sequence[Outcome], count: int) -> Rows:
@@ -252,13 +251,11 @@ class OcclusionSensitivity(PerturbationAttribution):
         with contextlib.ExitStack() as stack:
             if isinstance(self.forward_func, nn.Module):
                 stack.enter_context(left_as_found(self.forward_func))
-            if self.autocast is not None:
-                stack.enter_context(_autocast(tensors[0], self.autocast))
+            stack.enter_context(self._autocast(tensors[0].device))
             yield
 
-
-def _autocast(inputs: Tensor, dtype: torch.dtype) -> Any:
-    return torch.autocast(inputs.device.type, dtype)
+    def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if self.autocast is None else torch.autocast(device.type, self.autocast)
 
 
 class _Selected:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from deconvviz.capture import require_module, watch
-from deconvviz.errors import UnsupportedModel
+from deconvviz.errors import DeconvvizError, TargetOutOfRange, UnsupportedModel
 from deconvviz.incremental import CleanPass
 from deconvviz.layers import Layer, described, find_call, locate, only_output
 from deconvviz.rules import EXACT, HIDDEN_CODE
 from deconvviz.tape import Tape
+
+Result = TypeVar("Result")
 
 
 def clean_passes(
@@ -54,6 +56,22 @@ def clean_passes(
         passes.append(CleanPass(tape, wanted))
         outputs.append(output)
     return passes, found, torch.cat(outputs)
+
+
+def if_possible(engine: str, make: Callable[[], Result]) -> Result | None:
+    """What ``make`` gives; where it fails ``None``, unless incremental inference alone was asked for.
+
+    Raises:
+        UnsupportedModel: it was, with the reason. What the model itself raises, whole passes raise again.
+    """
+    try:
+        return make()
+    except Exception as error:
+        if engine != "incremental":
+            return None
+        if isinstance(error, DeconvvizError) and not isinstance(error, TargetOutOfRange):
+            raise UnsupportedModel(f"{error}: use engine='full' or 'auto'") from error
+        raise
 
 
 def _obstacle(tape: Tape, output: Any) -> str | None:

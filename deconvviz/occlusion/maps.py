@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from deconvviz.capture import left_as_found, require_module, watch
 from deconvviz.capture.reading import reading
 from deconvviz.deconvnet import Deconvnet
-from deconvviz.errors import InvalidInput, TargetOutOfRange, UnsupportedModel
+from deconvviz.errors import InvalidInput, TargetOutOfRange
 from deconvviz.images import IMAGENET_MEAN, IMAGENET_STD
 from deconvviz.incremental import CleanPass, Outcome
 from deconvviz.inputs import input_images, integer, whole_number
 from deconvviz.layers import Layer, find_call, layer_name, locate
-from deconvviz.occlusion.clean_passes import clean_passes
+from deconvviz.occlusion.clean_passes import clean_passes, if_possible
 from deconvviz.occlusion.fills import Fill, filled
 from deconvviz.occlusion.refinement import Refine, Refinement, refined
 from deconvviz.occlusion.sweep import FullEngine, IncrementalEngine, Rows, sweep
@@ -215,6 +215,7 @@ class _Maps:
         tape, _ = watch(model, (images[:1],))
         call = find_call(tape, *locate(model, layer))
         self.call = (call.name, call.number)
+        self._untried = True
         self._passes: tuple[list[CleanPass], tuple[int, ...], Tensor] | None = None
         activation, outputs = self._pass(images)
         if activation.dim() < 2 or outputs.dim() != 2 or len(outputs) != len(images):
@@ -237,9 +238,7 @@ class _Maps:
         only: NDArray[np.int64] | None = None,
     ) -> Rows:  # fmt: skip
         """The results of every window, or of those of the numbers ``only``."""
-        changed = self._changed(images, windows, fill) if engine != "full" else None
-        if changed is None and engine == "incremental":
-            raise UnsupportedModel("this model can't be computed in part: use engine='full' or 'auto'")
+        changed = None if engine == "full" else self._changed(images, windows, fill, engine)
 
         def run(inputs: tuple[Tensor, ...], count: int) -> Rows:
             return self._rows(*self._pass(inputs[0]), count)
@@ -266,17 +265,18 @@ class _Maps:
     def only(self, n: int) -> _Maps:
         """The same for one of the images."""
         one = copy.copy(self)
+        one._untried = True
         one.fmaps, one.targets = self.fmaps[n : n + 1], self.targets[n : n + 1]
         one.clean = {name: values[n : n + 1] for name, values in self.clean.items()}
         return one
 
-    def _changed(self, images: Tensor, windows: Windows, fill: Tensor) -> IncrementalEngine | None:
-        try:
-            if self._passes is None:  # one refined sweep is several
-                self._passes = clean_passes(self.model, images, (), f"{self.call[0]}#{self.call[1]}")
-            passes, (output, value), _ = self._passes
-        except Exception:  # what the model itself raises, it raises again
+    def _changed(self, images: Tensor, windows: Windows, fill: Tensor, engine: str) -> IncrementalEngine | None:
+        if self._untried:  # one refined sweep is several
+            place, self._untried = f"{self.call[0]}#{self.call[1]}", False
+            self._passes = if_possible(engine, lambda: clean_passes(self.model, images, (), place))
+        if self._passes is None:
             return None
+        passes, (output, value), _ = self._passes
 
         def finish(outcomes: Sequence[Outcome], count: int) -> Rows:
             outputs = torch.stack([outcome.whole(output) for outcome in outcomes], 1).flatten(0, 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ class Windows:
     extent: tuple[int, ...]
     """How far a window reaches on every axis; at the input's end it is cut off."""
     masks: Tensor | None = None
-    """(W, *S) or (W, C, *S): which elements are covered, where that is not the whole window."""
+    """(W, C or 1, *S): which elements are covered, where that is not the whole window."""
 
     @classmethod
     def sliding(cls, shape: Sequence[int], extent: Sequence[int], strides: Sequence[int]) -> Windows:
@@ -61,7 +62,7 @@ class Windows:
                 f"masks have shape {tuple(masks.shape)}; expected (W, {', '.join(map(str, space))}) or "
                 f"(W, {', '.join(map(str, shape))}), true where the input is covered"
             )
-        masks = masks.bool().cpu()
+        masks = masks.bool()
         flat = masks if masks.dim() == 1 + len(space) else masks.any(1)
         empty = (~flat.reshape(len(flat), -1).any(1)).nonzero().flatten().tolist()
         if empty:
@@ -72,6 +73,7 @@ class Windows:
             begin, end = along.argmax(1), n - along[:, ::-1].argmax(1)
             size.append(int((end - begin).max()))
             first.append(np.minimum(begin, n - size[-1]))
+        masks = masks if masks.dim() == 1 + len(shape) else masks.unsqueeze(1)
         return cls(tuple(shape), np.stack(first), tuple(size), masks)
 
     def __len__(self) -> int:
@@ -82,7 +84,7 @@ class Windows:
         """The boxes' extent along the spatial axes."""
         return tuple(min(n, window) for n, window in zip(self.shape[1:], self.extent[1:], strict=True))
 
-    @property
+    @cached_property
     def firsts(self) -> NDArray[np.int64]:
         """(spatial axes, W): where each box begins."""
         return np.minimum(self.starts[1:], (np.asarray(self.shape[1:]) - self.size)[:, None])
@@ -97,8 +99,7 @@ class Windows:
     def covered(self, chosen: NDArray[np.int64]) -> Tensor:
         """(B, C, *size) or (B, 1, *size): which elements of the chosen windows' boxes are covered."""
         if self.masks is not None:
-            masks = self.masks if self.masks.dim() == 1 + len(self.shape) else self.masks.unsqueeze(1)
-            return torch.stack([masks[w][self._box(w)] for w in chosen.tolist()])
+            return torch.stack([self.masks[w][self._box(w)] for w in chosen.tolist()])
         covered = torch.ones((), dtype=torch.bool, device="cpu")
         firsts = np.concatenate([np.zeros((1, len(self)), np.int64), self.firsts])[:, chosen]
         for axis, (first, n) in enumerate(zip(firsts, (self.shape[0], *self.size), strict=True)):
@@ -148,17 +149,11 @@ class Windows:
         total, counts = np.zeros((changes.shape[1], *self.shape)), np.zeros((1, *self.shape))
         for w, change in enumerate(changes.reshape(*changes.shape, *[1] * len(self.shape))):
             box = (slice(None), *self.box(w))
-            covered = 1 if self.masks is None else self._mask(w).numpy()
+            covered = 1 if self.masks is None else self.masks[w][self._box(w)].numpy()
             total[box] += change * covered
             counts[box] += covered
         with np.errstate(invalid="ignore"):
             return total / counts
-
-    def _mask(self, w: int) -> Tensor:
-        mask = self.masks[w] if self.masks is not None else torch.ones(self.shape, device="cpu")
-        mask = mask if mask.dim() == len(self.shape) else mask.unsqueeze(0)
-        box = (slice(None), *self.box(w)[1:])
-        return mask[box]
 
     def _box(self, w: int) -> tuple[slice, ...]:
         """The box of window ``w`` in (C, *S), all channels."""

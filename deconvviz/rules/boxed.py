@@ -15,7 +15,7 @@ from torch import Tensor
 from deconvviz.boxes import Boxed
 from deconvviz.rules.linear import each, filter_arguments, transposed_filter
 from deconvviz.rules.maxima import average_arguments, pool_arguments
-from deconvviz.rules.rule import Context
+from deconvviz.rules.rule import Context, only
 from deconvviz.switches import Switches, unpool
 from deconvviz.tape import Slot, Step
 
@@ -24,9 +24,9 @@ Boxes = Sequence[Boxed | None]
 
 def pointwise(step: Step, signals: Boxes, context: Context) -> Boxes | None:
     """What changes each cell alone, and all positions alike: the rule itself, on what the box holds."""
-    (signal,) = signals
+    signal = only(signals)
     kept = step.kept if isinstance(step.kept, tuple) else (step.kept,)
-    if signal is None or any(_varies(item) for item in kept):
+    if any(_varies(item) for item in kept):
         return None
     backs = step.rule.back(step, [signal.content], context)
     return [None if back is None else signal.holding(back) for back in backs]
@@ -39,10 +39,9 @@ def _varies(item: object) -> bool:
 
 def product(step: Step, signals: Boxes, context: Context) -> Boxes | None:
     """A gate that has the map's positions or one number for all, and its channels or one for all."""
-    (signal,) = signals
-    if signal is None or not step.constant:
+    if not step.constant:
         return None
-    (k,), gate = step.constant, step.kept
+    signal, (k,), gate = only(signals), step.constant, step.kept
     shape, other = (tuple(context.values[step.inputs[i]].shape) for i in (1 - k, k))
     if shape[2:] != signal.space or len(other) != len(shape) or shape[0] != other[0] or other[1] not in (1, shape[1]):
         return None
@@ -56,17 +55,16 @@ def product(step: Step, signals: Boxes, context: Context) -> Boxes | None:
 
 def add(step: Step, signals: Boxes, context: Context) -> Boxes | None:
     """A sum of equal shapes copies the signal to each of its terms."""
-    (signal,) = signals
     same = all(context.values[i].shape == context.values[step.output].shape for i in step.inputs)
-    if signal is None or not same or "alpha" in step.keywords or len(step.arguments) > 2:
+    if not same or "alpha" in step.keywords or len(step.arguments) > 2:
         return None
-    return [signal] * len(step.inputs)
+    return [only(signals)] * len(step.inputs)
 
 
 def joined(step: Step, signals: Boxes, context: Context) -> Boxes | None:
     """Channels that were put side by side take their parts of the signal."""
-    (signal,) = signals
-    if signal is None or step.argument(1, "dim", 0) != 1 or len(step.argument(0, "tensors")) != len(step.inputs):
+    signal = only(signals)
+    if step.argument(1, "dim", 0) != 1 or len(step.argument(0, "tensors")) != len(step.inputs):
         return None  # a constant among them has a part too
     parts = signal.content.split([context.values[i].shape[1] for i in step.inputs], 2)
     return [signal.holding(part) for part in parts]
@@ -74,26 +72,22 @@ def joined(step: Step, signals: Boxes, context: Context) -> Boxes | None:
 
 def filter_back(step: Step, signals: Boxes, context: Context) -> Boxes | None:
     """The transposed filter, over the box."""
-    (signal,) = signals
-    weight, stride, padding, dilation, groups = filter_arguments(*step.arguments, **step.keywords)
-    space = tuple(context.values[step.inputs[0]].shape[2:])
-    if signal is None or step.constant or not isinstance(step.argument(0, "input"), Slot) or isinstance(padding, str):
+    if step.constant or not isinstance(step.argument(0, "input"), Slot):
         return None
-    if signal.content.is_complex():
-        return None
-    if len(space) != weight.dim() - 2:
+    signal, space = only(signals), tuple(context.values[step.inputs[0]].shape[2:])
+    weight, _, stride, padding, dilation, groups = filter_arguments(*step.arguments, **step.keywords)
+    if len(space) != weight.dim() - 2 or isinstance(padding, str) or signal.content.is_complex():
         return None
     return [_through(signal, weight, stride, padding, dilation, groups, space)]
 
 
 def average_back(step: Step, signals: Boxes, context: Context) -> Boxes | None:
     """Each average spread over its window, if all windows count alike: a filter of equal weights."""
-    (signal,) = signals
-    spatial = int(step.operation[-2])
+    signal, spatial = only(signals), step.spatial
     kernel, stride, padding, ceil_mode, count_padding, divisor = average_arguments(*step.arguments, **step.keywords)
     space = tuple(context.values[step.inputs[0]].shape[2:])
     padded = any(each(padding, spatial))
-    if signal is None or len(space) != spatial or ceil_mode or (padded and not count_padding) or divisor:
+    if len(space) != spatial or ceil_mode or (padded and not count_padding) or divisor:
         return None
     sizes = each(kernel, spatial)
     weight = signal.content.new_ones((signal.content.shape[2], 1, *sizes))
@@ -121,11 +115,11 @@ def _before(signal: Boxed, kernel: Sequence[int], stride: Sequence[int], padding
 
 def unpool_by_switches(step: Step, signals: Boxes, context: Context) -> Boxes | None:
     """Each value to the recorded place of its maximum, within the box."""
-    signal = signals[0]
+    signal = only(signals)
     switches: Switches = step.kept
     windows = switches.windows
     spatial = len(windows.size)
-    if signal is None or "adaptive" in step.operation or context.overlap != "sum" or windows.empty:
+    if "adaptive" in step.operation or context.overlap != "sum" or windows.empty:
         return None  # of windows that overwrite each other, those outside the box count too
     _, stride, padding, _, _ = pool_arguments(*step.arguments, **step.keywords)
     steps, pads = each(stride, spatial), each(padding, spatial)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from deconvviz.rules.linear import adjoint, as_fine, product_kind, pull_back, unbroadcast
 from deconvviz.rules.linear import filter_back as fixed_filter_back
 from deconvviz.rules.rectifiers import SMOOTH
-from deconvviz.rules.rule import EXACT, GATE, GENERALISED, UNSUPPORTED, Context, Run, Signals
+from deconvviz.rules.rule import EXACT, GATE, GENERALISED, UNSUPPORTED, Context, Run, Signals, only
 from deconvviz.tape import BROADCAST, SIGMOID, Gate, Slot, Step, Value
 
 
@@ -78,10 +78,9 @@ def observe_gate(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], 
 
 def pass_gate(step: Step, signals: Signals, context: Context) -> Signals:
     """Through a product or quotient the signal is multiplied by the constant factor; none goes to a gate."""
-    (signal,), gate = signals, step.kept
-    if signal is None or not step.constant:
+    if not step.constant:
         return adjoint(step, signals, context)
-    (k,) = step.constant
+    signal, gate, (k,) = only(signals), step.kept, step.constant
     back = unbroadcast(signal * gate.to(signal.dtype), context.values[step.inputs[1 - k]].shape)
     return [back, None] if k == 1 else [None, back]
 
@@ -155,9 +154,7 @@ def observe_glu(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], r
 
 def gated_half(step: Step, signals: Signals, context: Context) -> Signals:
     """a * sigmoid(b): the signal goes to a."""
-    (signal,), (dim, gate) = signals, step.kept
-    if signal is None:
-        return [None]
+    signal, (dim, gate) = only(signals), step.kept
     signal = signal * gate.to(signal.dtype)
     return [torch.cat([signal, torch.zeros_like(signal)], dim + (dim >= 0))]
 
@@ -192,8 +189,8 @@ def rerun_dropout(step: Step, *inputs: Tensor) -> Any:
 
 def drop(step: Step, signals: Signals, context: Context) -> Signals:
     """In eval mode the identity; in train mode the recorded mask."""
-    (signal,) = signals
-    return [signal if signal is None or step.kept is None else signal * step.kept[0].to(signal.dtype)]
+    signal = only(signals)
+    return [signal if step.kept is None else signal * step.kept[0].to(signal.dtype)]
 
 
 def observe_gradient(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], run: Run) -> Any:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from deconvviz.rules.rule import EXACT, GATE, UNSUPPORTED, Context, Signals
+from deconvviz.rules.rule import EXACT, GATE, UNSUPPORTED, Context, Signals, only
 from deconvviz.tape import Slot, Step, Value, flatten
 
 
@@ -55,10 +55,9 @@ def as_fine(dtype: torch.dtype, other: torch.dtype) -> torch.dtype:
 
 def add_back(step: Step, signals: Signals, context: Context) -> Signals:
     """A sum copies the signal to each of its terms."""
-    (signal,) = signals
-    if signal is None or "alpha" in step.keywords or len(step.arguments) > 2:
+    if "alpha" in step.keywords or len(step.arguments) > 2:
         return adjoint(step, signals, context)
-    return [unbroadcast(signal, context.values[i].shape) for i in step.inputs]
+    return [unbroadcast(only(signals), context.values[i].shape) for i in step.inputs]
 
 
 ONE_BY_ONE = frozenset(("unfold", "bilinear", "scaled_dot_product_attention", "multi_head_attention_forward"))
@@ -112,23 +111,21 @@ def _written_in(step: Step, dtype: torch.dtype) -> Step:
 
 def identity(step: Step, signals: Signals, context: Context) -> Signals:
     """Conversions: a signal keeps the dtype of the pixels all the way."""
-    return [signals[0]]
+    return [only(signals)]
 
 
 def filter_arguments(input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
                      groups: int = 1) -> tuple[Any, ...]:  # fmt: skip
-    """A convolution's weight, stride, padding, dilation and groups, from the arguments of a call."""
-    return weight, stride, padding, dilation, groups
+    """A convolution's weight, bias, stride, padding, dilation and groups, from the arguments of a call."""
+    return weight, bias, stride, padding, dilation, groups
 
 
 def filter_back(step: Step, signals: Signals, context: Context) -> Signals:
     """The transposed filter without its bias, all M projections in one batch."""
-    weight, stride, padding, dilation, groups = filter_arguments(*step.arguments, **step.keywords)
-    signal, shape = signals[0], context.values[step.inputs[0]].shape
-    filtered = isinstance(step.argument(0, "input"), Slot)
-    if signal is None or not filtered or isinstance(padding, str) or len(shape) != weight.dim():
-        return adjoint(step, signals, context)
-    if signal.is_complex():  # the conjugate filter
+    weight, _, stride, padding, dilation, groups = filter_arguments(*step.arguments, **step.keywords)
+    signal, shape = only(signals), context.values[step.inputs[0]].shape
+    filtered = isinstance(step.argument(0, "input"), Slot) and len(shape) == weight.dim()
+    if not filtered or isinstance(padding, str) or signal.is_complex():  # or the conjugate filter
         return adjoint(step, signals, context)
     steps, pads, gaps = (each(item, weight.dim() - 2) for item in (stride, padding, dilation))
     return [transposed_filter(signal, weight, shape[2:], steps, pads, gaps, groups)]
@@ -173,10 +170,8 @@ TRANSPOSED: tuple[Callable[..., Tensor], ...] = (F.conv_transpose1d, F.conv_tran
 
 def transposed_matrix(step: Step, signals: Signals, context: Context) -> Signals:
     """The transposed matrix, without bias."""
-    (signal,), weight = signals, step.argument(1, "weight")
-    if signal is None or not isinstance(step.argument(0, "input"), Slot) or weight.dim() == 1:
-        return adjoint(step, signals, context)
-    if signal.is_complex():  # the conjugate matrix
+    signal, weight = only(signals), step.argument(1, "weight")
+    if not isinstance(step.argument(0, "input"), Slot) or weight.dim() == 1 or signal.is_complex():  # or the conjugate
         return adjoint(step, signals, context)
     return [signal @ weight.to(signal.dtype)]
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deconvviz.rules.linear import each, unbroadcast
-from deconvviz.rules.rule import Context, Run, Signals
+from deconvviz.rules.rule import Context, Run, Signals, only
 from deconvviz.switches import Switches, Windows, unpool
 from deconvviz.tape import Slot, Step, Value, fill
 
@@ -29,8 +29,7 @@ def average_arguments(input: Any, kernel_size: Any, stride: Any = None, padding:
 
 def observe_pool(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], run: Run) -> Any:
     """Pool with PyTorch's own indices, so that the output keeps its bits, and keep them as switches."""
-    name = step.operation.removesuffix("_with_indices")
-    spatial = int(name[-2])
+    name, spatial = step.operation.removesuffix("_with_indices"), step.spatial
     pool, input = getattr(F, name), inputs[0]
     if name.startswith("adaptive"):
         output, indices = pool(input, step.argument(1, "output_size"), return_indices=True)
@@ -41,15 +40,13 @@ def observe_pool(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], 
         geometry = (tuple(each(item, spatial)) for item in sizes)
         windows = Windows.strided(input.shape[-spatial:], output.shape[-spatial:], *geometry)
     step.kept = Switches.record(indices, windows)
-    asked = name != step.operation or step.keywords.get("return_indices", False)
-    asked = asked or step.function is torch.adaptive_max_pool1d  # unlike F.adaptive_max_pool1d
+    asked = name != step.operation or step.function is torch.adaptive_max_pool1d  # unlike F.adaptive_max_pool1d
     return (output, indices) if asked else output
 
 
 def unpool_by_switches(step: Step, signals: Signals, context: Context) -> Signals:
     """Each value to the recorded place of its maximum."""
-    signal = signals[0]
-    return [None if signal is None else step.kept.unpool(signal, context.overlap)]
+    return [step.kept.unpool(only(signals), context.overlap)]
 
 
 def observe_maximum(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], run: Run) -> Any:
@@ -72,9 +69,7 @@ def observe_maximum(step: Step, values: Sequence[Value], inputs: Sequence[Tensor
 
 def route(step: Step, signals: Signals, context: Context) -> Signals:
     """To where the maximum was: the first, where several are equal."""
-    signal = signals[0]
-    if signal is None:
-        return [None] * len(step.inputs)
+    signal = only(signals)
     shapes = [context.values[i].shape for i in step.inputs]
     if step.kept is None:
         return [signal.relu()]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deconvviz.precision import at_least_float32, precise
-from deconvviz.rules.rule import EXACT, GENERALISED, Context, Run, Signals
+from deconvviz.rules.rule import EXACT, GENERALISED, Context, Run, Signals, only
 from deconvviz.tape import Step, Value
 
 
@@ -96,9 +96,7 @@ def batch_norm_kind(step: Step, values: Sequence[Value]) -> str:
 
 def scale(step: Step, signals: Signals, context: Context) -> Signals:
     """Multiply by the recorded factors; no shift."""
-    (signal,), factors = signals, step.kept
-    if signal is None:
-        return [None]
+    signal, factors = only(signals), step.kept
     if isinstance(factors, Tensor):
         deviation = torch.sqrt(precise(factors) + step.argument(7, "eps", 1e-5))
         factors = [deviation.reciprocal().to(signal.dtype), step.argument(3, "weight")]

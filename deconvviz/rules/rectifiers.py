@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from deconvviz.rules.rule import EXACT, GENERALISED, UNSUPPORTED, Context, Signals
+from deconvviz.rules.rule import EXACT, GENERALISED, UNSUPPORTED, Context, Signals, only
 from deconvviz.tape import Step, Value
 
 SMOOTH = "leaky_relu prelu elu selu celu gelu silu hardswish mish softplus"
@@ -42,5 +42,4 @@ def bounded(step: Step) -> bool:
 
 def rectify(step: Step, signals: Signals, context: Context) -> Signals:
     """Keep the positive part of the signal, whatever the sign of the activation."""
-    (signal,) = signals[:1]
-    return [None if signal is None else signal.relu(), *[None] * (len(step.inputs) - 1)]
+    return [only(signals).relu(), *[None] * (len(step.inputs) - 1)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -22,6 +22,7 @@ EXACT, GENERALISED, GATE, GRADIENT, UNSUPPORTED = KINDS = (
 Signals = Sequence[Tensor | None]
 """The signals at a step's outputs or inputs, each (M, *shape of the value) for M projections, or None."""
 Run = Callable[[], Any]
+Signal = TypeVar("Signal", Tensor, Boxed)
 
 
 @dataclass(frozen=True)
@@ -54,3 +55,9 @@ class Rule:
     ``step.kept`` with what ``back`` needs."""
     rerun: Callable[..., Any] | None = None
     """``rerun(step, *inputs)`` computes a recorded step again, where calling the function would not do."""
+
+
+def only(signals: Sequence[Signal | None]) -> Signal:
+    """The one signal at a step's outputs: no way goes back through a step without any."""
+    (signal,) = (signal for signal in signals if signal is not None)
+    return signal
