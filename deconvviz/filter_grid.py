@@ -243,8 +243,8 @@ class FilterGrid(Attribution):
 
     @property
     def layers(self) -> list[str]:
-        """The layers' addresses."""
-        return [place.address for place in self._places]
+        """The layers' addresses; raises :class:`NoForwardPass` before :meth:`fit`."""
+        return list(self.found.about["layers"])
 
     @property
     def found(self) -> Found:

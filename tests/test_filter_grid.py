@@ -279,7 +279,7 @@ def test_a_unit_that_sees_padding_alone_is_drawn_grey(tmp_path):
     assert grid.explore(tmp_path, progress=False).exists()
 
 
-def test_errors_say_what_to_do():
+def test_errors_say_what_to_do(tmp_path):
     with pytest.raises(UnknownLayer):
         FilterGrid(net(), "nix")
     for layers in ([], None, 5):
@@ -292,6 +292,11 @@ def test_errors_say_what_to_do():
             fit(images(), **{argument: wrong})
     with pytest.raises(NoForwardPass, match="fit"):
         FilterGrid(net(), "1")["1"]
+    with pytest.raises(NoForwardPass, match="fit"):
+        list(FilterGrid(net(), "1"))
+    with pytest.raises(NoForwardPass, match="fit"):
+        FilterGrid(net(), "1").explore(tmp_path)
+    assert not any(tmp_path.iterdir())
     with pytest.raises(UnknownLayer, match="'1', '4'"):
         fit(images())["0"]
     with pytest.raises(FeatureMapOutOfRange, match="0 to 7"):
