@@ -38,7 +38,7 @@ from deconvviz.explorer import explore
 from deconvviz.grid.feature_map import mosaic
 from deconvviz.grid.layer import GridLayer, LayerPlace, find_places
 from deconvviz.images import display_scale, displayable
-from deconvviz.inputs import input_images, like, whole_number
+from deconvviz.inputs import input_images, like, require_autocast, whole_number
 from deconvviz.layers import Layer, locate, one_or_several
 from deconvviz.mining.archive import model_fingerprint
 from deconvviz.mining.data import Images
@@ -124,6 +124,7 @@ class FilterGrid(Attribution):
             LayerNotRun, AmbiguousLayer: as their names say.
             OtherProcessFailed: another process of the group raised, or was killed.
         """
+        require_autocast(autocast)
         rank, world = own_share(share)
         grouped = world > 1 and share is None
         with together(grouped), evaluating(self.model), left_as_found(self.model):
@@ -287,6 +288,7 @@ class FilterGrid(Attribution):
 
         ``common_scale`` makes their brightness comparable; else each has its own contrast.
         """
+        model = require_module(model)
         module = model.get_submodule(locate(model, layer)[0])
         if not isinstance(module, nn.Conv2d):
             raise InvalidInput(f"layer {layer!r} is a {type(module).__name__}; expected a Conv2d, which has kernels")

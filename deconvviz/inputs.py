@@ -31,6 +31,12 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
     return number
 
 
+def require_autocast(dtype: Any) -> None:
+    """Raise :class:`InvalidInput` unless an argument ``autocast`` is a dtype or ``None``."""
+    if not isinstance(dtype, torch.dtype | None):
+        raise InvalidInput(f"autocast is {dtype!r}; expected a dtype such as torch.bfloat16, or None")
+
+
 def as_python(item: Any) -> Any:
     """Numbers and arrays of NumPy, in a nest of tuples and lists, as Python's; anything else as it is."""
     if isinstance(item, (np.generic, np.ndarray)):

@@ -35,6 +35,7 @@ from deconvviz.errors import (
     LayerNotRun,
     NoForwardPass,
     UnknownLayer,
+    UnsupportedModel,
 )
 from deconvviz.mining import passes
 from deconvviz.mining.archive import structure
@@ -285,6 +286,11 @@ def test_errors_say_what_to_do(tmp_path):
     for layers in ([], None, 5):
         with pytest.raises(InvalidInput, match=f"layers is {re.escape(str(layers))}; expected dotted names"):
             FilterGrid(net(), layers)
+    with pytest.raises(UnsupportedModel, match="model is a str"):
+        FilterGrid.filters("resnet18", "0")
+    for argument, wrong in {"share": 2, "autocast": "bfloat16"}.items():
+        with pytest.raises(InvalidInput, match=f"{argument} is {wrong!r}; expected"):
+            fit(images(), **{argument: wrong})
     with pytest.raises(InvalidInput, match="k is 0"):
         FilterGrid(net(), "1", 0)
     for argument, wrong in {"batch_size": 0, "workers": -1, "limit": -3}.items():

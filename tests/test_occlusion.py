@@ -435,6 +435,8 @@ def test_options_and_inputs_are_checked():
         OcclusionSensitivity(torch.nn.Linear(8, 3)).attribute(torch.rand(8), (3,), target=1)
     with pytest.raises(InvalidInput, match="engine is 'fast'"):
         OcclusionSensitivity(toy(), engine="fast")
+    with pytest.raises(InvalidInput, match="autocast is 'bfloat16'; expected a dtype"):
+        OcclusionSensitivity(toy(), autocast="bfloat16")
     with pytest.raises(UnsupportedModel, match="is a str"):
         OcclusionSensitivity("resnet18")
     with pytest.raises(InvalidInput, match="2 NaN or infinite"):

@@ -10,6 +10,7 @@ import torch
 from torch import distributed
 
 from deconvviz.errors import InvalidInput
+from deconvviz.inputs import integer
 from deconvviz.mining.found import Found
 from deconvviz.shards import rank_and_count
 
@@ -17,9 +18,12 @@ from deconvviz.shards import rank_and_count
 def own_share(share: Sequence[int] | None) -> tuple[int, int]:
     """(i, n): every n-th image from the i-th. Of a process group by rank, unless ``share`` is given."""
     if share is not None:
-        rank, world = share
+        try:
+            rank, world = map(integer, share)
+        except (TypeError, ValueError):
+            rank, world = 0, 0
         if not 0 <= rank < world:
-            raise InvalidInput(f"share is {tuple(share)}; expected (i, n) with 0 <= i < n")
+            raise InvalidInput(f"share is {share!r}; expected (i, n) with 0 <= i < n")
         return rank, world
     return rank_and_count()
 

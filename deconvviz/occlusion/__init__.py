@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from deconvviz.capture import left_as_found, require_module
 from deconvviz.errors import InvalidInput, UnsupportedModel
 from deconvviz.incremental import CleanPass, Outcome
-from deconvviz.inputs import as_python, like, require_finite, whole_number
+from deconvviz.inputs import as_python, like, require_autocast, require_finite, whole_number
 from deconvviz.layers import Layer
 from deconvviz.occlusion.clean_passes import clean_passes, if_possible
 from deconvviz.occlusion.fills import Fill, filled
@@ -82,6 +82,7 @@ class OcclusionSensitivity(PerturbationAttribution):
             )
         PerturbationAttribution.__init__(self, forward_func)
         require("engine", engine, ENGINES)
+        require_autocast(autocast)
         self.engine, self.autocast, self.shard = engine, autocast, shard
 
     @log_usage(part_of_slo=True)
