@@ -397,6 +397,7 @@ def test_what_captum_rejects_is_rejected(arguments):
         ({"masks": [[True]]}, "masks are a list"),
         ({"sliding_window_shapes": (3, 4, 4), "baselines": "grey"}, "the fill is 'grey'"),
         ({"sliding_window_shapes": (3, 4, 4), "baselines": torch.ones(5)}, "broadcastable"),
+        ({"sliding_window_shapes": (3, 4, 4), "baselines": torch.nan}, "the fill holds NaN"),
         ({"sliding_window_shapes": (3, 4, 4), "baselines": (0, 0)}, "2 baselines for 1 inputs"),
     ],
 )

@@ -26,7 +26,7 @@ def filled(inputs: Tensor, fill: Any) -> Tensor:
             standard deviation, the same at every call; a function of the inputs; or ``None``, zero.
 
     Raises:
-        InvalidInput: anything else, or a shape that does not fit.
+        InvalidInput: anything else, a shape that does not fit, or NaN or infinite values.
     """
     if callable(fill) and not isinstance(fill, Tensor):
         fill = fill(inputs.clone())  # it may work in place
@@ -49,6 +49,8 @@ def filled(inputs: Tensor, fill: Any) -> Tensor:
         raise InvalidInput(
             f"the fill is {shape}; expected a number or a tensor broadcastable to {tuple(inputs.shape)}"
         ) from error
+    if not content.isfinite().all():
+        raise InvalidInput("the fill holds NaN or infinite values; expected finite ones")
     return content
 
 
