@@ -140,8 +140,10 @@ def test_squeeze_and_excite_does_reach_everywhere():
 
 
 def test_video():
-    tape, value, field = field_of(build("r3d_18"), torch.randn(1, 3, 24, 64, 64), "layer2")
+    """The field and some more on each axis: frames too."""
+    tape, value, field = field_of(build("r3d_18"), torch.randn(1, 3, 20, 40, 40), "layer2.0")
     assert len(field.axes) == 3 and not field.reason
+    assert [axis.size for axis in field.axes] == [17, 35, 35]
     check_exact(tape, value, field)
 
 
