@@ -37,14 +37,41 @@ def results(shard: bool) -> list[torch.Tensor]:
 
 
 PROGRAM = """
-import sys
+import os, sys
 import torch
 from torch import distributed
-from test_occlusion_shards import results
-distributed.init_process_group("gloo")
-torch.save(results(True), f"{sys.argv[1]}/{distributed.get_rank()}.pt")
-distributed.destroy_process_group()
+from test_occlusion_shards import failures, results
+folder, rank = sys.argv[1], int(os.environ["RANK"])
+for world in (3, 2):  # the last process stands aside then
+    if rank < world:
+        two = {"init_method": f"file://{folder}/meet", "rank": rank, "world_size": 2} if world == 2 else {}
+        distributed.init_process_group("gloo", **two)
+        torch.save((failures(rank), results(True)), f"{folder}/{world}.{rank}.pt")
+        distributed.destroy_process_group()
 """
+
+
+def failures(rank: int) -> list[str]:
+    """What calls raise of which process 1 fails: at a window twice, and outside of the sweep."""
+    images, model, texts = pictures(1, 20), toy(), []
+
+    def raising(module, inputs):
+        if rank == 1 and (inputs[0][:, :, 10, 10] == 0).all(1).any():
+            raise ValueError("too dark")
+
+    model.register_forward_pre_hook(raising)
+    run = OcclusionSensitivity(model, engine="full", shard=True)
+    for call in (
+        lambda: run.attribute(images, (3, 6, 6), 3, target=1),
+        lambda: run.maps(images, 6, 3, "2"),
+        lambda: run.maps(images, 6, 3, "2", score="odds" if rank == 1 else "logit"),
+    ):
+        try:
+            call()
+            texts.append("no error")
+        except Exception as error:
+            texts.append(f"{type(error).__name__}: {error}")
+    return texts
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -53,27 +80,23 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
 
 
-def launch(tmp_path, text, world):
-    """Run a program in ``world`` processes."""
-    program = tmp_path / "program.py"
-    program.write_text(text)
-    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={world}", "--standalone"]
-    done = subprocess.run(
-        [*launcher, str(program), str(tmp_path)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+@pytest.fixture(scope="module")
+def of_torchrun(tmp_path_factory):
+    """The failures and results of each of three processes of torchrun's, and then of two of them."""
+    folder = tmp_path_factory.mktemp("torchrun")
+    (folder / "program.py").write_text(PROGRAM)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=3", "--standalone"]
+    command = [*launcher, str(folder / "program.py"), str(folder)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+    return {world: [torch.load(folder / f"{world}.{rank}.pt") for rank in range(world)] for world in (2, 3)}
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_every_process_has_the_result_of_one(tmp_path, world):
-    launch(tmp_path, PROGRAM, world)
+def test_every_process_has_the_result_of_one(of_torchrun, world):
+    """Also after calls that failed."""
     expected = results(False)
-    for rank in range(world):
-        found = torch.load(tmp_path / f"{rank}.pt")
+    for _, found in of_torchrun[world]:
         assert len(found) == len(expected)
         for a, b in zip(found, expected, strict=True):
             assert a.dtype == b.dtype and a.shape == b.shape
@@ -83,46 +106,15 @@ def test_every_process_has_the_result_of_one(tmp_path, world):
                 assert torch.equal(a, b)
 
 
-FAILING = """
-import sys
-import torch
-from torch import distributed
-from test_occlusion import toy
-from trained_like import pictures
-from deconvviz import OcclusionSensitivity
-distributed.init_process_group("gloo")
-rank, images = distributed.get_rank(), pictures(1, 20)
-model, texts = toy(), []
-
-def raising(module, inputs):
-    if rank == 1 and (inputs[0][:, :, 10, 10] == 0).all(1).any():
-        raise ValueError("too dark")
-
-model.register_forward_pre_hook(raising)
-run = OcclusionSensitivity(model, engine="full", shard=True)
-for call in (
-    lambda: run.attribute(images, (3, 6, 6), 3, target=1),
-    lambda: run.maps(images, 6, 3, "2"),
-    lambda: run.maps(images, 6, 3, "2", score="odds" if rank == 1 else "logit"),
-):
-    try:
-        call()
-        texts.append("no error")
-    except Exception as error:
-        texts.append(f"{type(error).__name__}: {error}")
-torch.save(texts, f"{sys.argv[1]}/{rank}.pt")
-distributed.destroy_process_group()
-"""
-
-
-def test_what_fails_in_one_process_raises_in_all(tmp_path):
+@pytest.mark.parametrize("world", [2, 3])
+def test_what_fails_in_one_process_raises_in_all(of_torchrun, world):
     """At a window, and outside of the sweep; the next call works as if nothing had been."""
-    launch(tmp_path, FAILING, 2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    first, second, *others = (texts for texts, _ in of_torchrun[world])
     assert all(text.startswith("WindowFailed: the model failed at window ") for text in second[:2])
     assert all("ValueError: too dark" in text for text in second[:2])
     assert second[2].startswith("InvalidInput")
-    assert first == [f"OtherProcessFailed: process 1 failed: {text}" for text in second]
+    for texts in (first, *others):
+        assert texts == [f"OtherProcessFailed: process 1 failed: {text}" for text in second]
 
 
 ENDING = """
