@@ -108,8 +108,9 @@ class Deconvnet(Attribution):
                 (N, C, *S), the feature maps on axis 1.
             fmap: one map, several (a sequence or slice), ``"strongest"`` (each image's map of the largest
                 total activation), or ``None`` for all C.
-            inputs: the images (N, C, H, W), or a tuple as the model takes them, for a pass of ours that stops
-                at the layer; by default the last recorded pass of ``model(...)``.
+            inputs: the images (N, C, H, W), or a tuple as the model takes them, for a pass of ours. It stops at
+                the layer, if that is a call or a whole pass has shown that it runs once. By default the last
+                recorded pass of ``model(...)``.
             position: ``"max"``, the strongest position of each map in each image (the paper's single
                 activation); ``"all"``, the whole map; or a position in map cells, (y, x) for every image or a
                 tensor (N, 2).
@@ -191,7 +192,9 @@ class Deconvnet(Attribution):
         """The pass, the value that the layer put out in it, and that value's content."""
         name, number = locate(self.model, layer)
         if inputs is not None:
-            if number is None and self._counts.get(name) == 1:
+            recorded = self._recorder.tape
+            counts = self._counts or (recorded.counts() if recorded is not None and recorded.complete else {})
+            if number is None and counts.get(name) == 1:
                 number = 1  # it runs once, so the pass can stop there
             tape, output = self._watch(inputs, None, (name, number))
             value = only_output(find_call(tape, name, number))

@@ -144,6 +144,20 @@ def test_a_pass_stops_at_the_layer(layer):
     assert all(name.startswith(layer[0]) for name in ran[last:]), "and none after it"
 
 
+@pytest.mark.parametrize("seen", ["recorded", "own", "none"])
+def test_once_a_whole_pass_was_seen_an_own_one_stops_at_a_layer_given_by_its_name(seen):
+    model, ran = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)), []
+    images = torch.rand(1, 3, 8, 8)
+    with Deconvnet(model) as deconv:
+        if seen == "recorded":
+            model(images)
+        elif seen == "own":
+            deconv.check(images)
+        model[2].register_forward_hook(lambda *_: ran.append(1))
+        pixels = deconv.project("1", 0, inputs=images)
+        assert len(ran) == (seen == "none") and torch.equal(pixels, deconv.project("1#1", 0, inputs=images))
+
+
 def test_a_pass_whose_model_catches_everything_still_gives_the_layer():
     """A model may swallow what ends the pass; the pass then goes on, and the layer's output is the same."""
 
