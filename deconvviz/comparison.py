@@ -59,7 +59,7 @@ def compare(
     """The unit of ``fmap`` at its strongest position in ``image`` (1, C, H, W), by every method.
 
     Args:
-        model: any module; captum's columns need ``layer`` to run once and ReLUs that are modules.
+        model: any module; captum's guided backprop is right where its ReLUs are modules.
         image: one image, as the model takes it.
         layer: as for :meth:`Deconvnet.project`.
         fmap: the feature map.

@@ -59,12 +59,13 @@ class OcclusionSensitivity(PerturbationAttribution):
     Args:
         forward_func: any callable; a module that takes one image tensor and whose operations can be seen is
             computed incrementally.
-        engine: ``"incremental"`` computes only what changed, ``"full"`` calls the model, ``"auto"`` takes what
-            measures fastest.
+        engine: ``"incremental"`` computes only what changed, ``"full"`` calls the model, ``"auto"`` takes the
+            faster one: by its multiply-adds where that is plain, else by measuring.
         autocast: the dtype to compute in, e.g. ``torch.bfloat16``, or ``None``.
         shard: share the windows among the processes of ``torch.distributed``; each gets the whole result.
 
     Raises:
+        UnsupportedModel: nothing that can be called.
         InvalidInput: an unknown option.
     """
 
@@ -124,7 +125,9 @@ class OcclusionSensitivity(PerturbationAttribution):
             InvalidInput: windows or strides that captum rejects (it is an ``AssertionError`` too), and others
                 that make no sense; or a ``forward_func`` that gives neither a tensor of real numbers nor a number.
             TargetOutOfRange: the output has no such target.
-            WindowFailed: the model raised, here or in another process; the message has the window's number.
+            UnsupportedModel: ``engine="incremental"`` of what can't be computed in part.
+            WindowFailed: the model raised; the message has the window's number. Also, as its kind
+                ``deconvviz.shards.OtherProcessFailed``, where another process failed or was killed.
         """
         tensors = inputs if isinstance(inputs, tuple) else (inputs,)
         for tensor in tensors:
@@ -203,7 +206,7 @@ class OcclusionSensitivity(PerturbationAttribution):
 
         Raises:
             InvalidInput, TargetOutOfRange, UnknownLayer, AmbiguousLayer, LayerNotRun, FeatureMapOutOfRange,
-            UnsupportedOperation, WindowFailed: as their names say.
+            UnsupportedOperation, UnsupportedModel, WindowFailed: as their names say; a function is no model here.
         """
         batch = _whole_number(perturbations_per_eval)
         model = require_module(self.forward_func)
