@@ -50,12 +50,3 @@ def test_shuffled_weights_give_another_picture(squeezenet, photographs) -> None:
     unit, random = comparison.deconvnet.flatten().numpy(), comparison.randomized.flatten().numpy()
     assert unit.any() and random.any()
     assert abs(np.corrcoef(unit, random)[0, 1]) < 0.5
-
-
-def test_shuffling_keeps_the_values_and_the_model(squeezenet) -> None:
-    before = {name: p.clone() for name, p in squeezenet.named_parameters()}
-    shuffled = dict(shuffled_weights(squeezenet).named_parameters())
-    for name, parameter in squeezenet.named_parameters():
-        assert torch.equal(parameter, before[name])
-        assert torch.equal(parameter.flatten().sort().values, shuffled[name].flatten().sort().values)
-        assert parameter.numel() < 10 or not torch.equal(parameter, shuffled[name])
