@@ -550,6 +550,7 @@ def test_the_figure_has_a_panel_for_each_quantity(two):
 def test_numbers_stand_for_names_that_are_missing(two):
     titles = [axes.get_title() for axes in two.figure(0, ["a"] * 4).axes]
     assert any("of\na," in t for t in titles) and any("of\n9," in t for t in titles)
+    assert any("of\n10, clean" in axes.get_title() for axes in two.figure(0, range(1, 11)).axes)
     with pytest.raises(InvalidInput, match="image is 2; expected 0 to 1"):
         two.figure(2)
 

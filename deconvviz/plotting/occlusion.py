@@ -118,4 +118,4 @@ def _mosaic(tiles: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _name(number: int, labels: Sequence[str] | None) -> str:
-    return str(number) if labels is None or number >= len(labels) else labels[number].split(",")[0]
+    return str(number) if labels is None or number >= len(labels) else str(labels[number]).split(",")[0]
