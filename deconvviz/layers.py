@@ -79,8 +79,10 @@ def find_call(tape: Tape, name: str, number: int | None) -> Call:
     """
     calls = [call for call in tape.calls if call.name == name]
     if not calls:
-        ran = nearest(name, [call.name for call in tape.calls if call.name])
-        raise LayerNotRun(f"{described(name)} exists, but this pass never called it; {ran}")
+        ran = [call.name for call in tape.calls if call.name]
+        inside = [other for other in ran if other.startswith(f"{name}.")]  # of a container, or of a traced module
+        near = f"choose a layer inside it, such as {inside[-1]!r}" if inside else nearest(name, ran)
+        raise LayerNotRun(f"{described(name)} exists, but this pass never called it; {near}")
     if number is None and len(calls) > 1:
         choices = ", ".join(f"'{name}#{call.number}'" for call in calls)
         raise AmbiguousLayer(f"{described(name)} runs {len(calls)} times in a pass: choose one of {choices}")

@@ -218,6 +218,21 @@ def test_layer(net, case, source):
                 deconv.project(layer, 0, inputs=IMAGES if source == "inputs" else None)
 
 
+def test_a_container_that_is_never_called():
+    class Blocks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.early, self.later = (nn.ModuleList([nn.Conv2d(3, 3, 1), nn.ReLU()]) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in [*self.early, *self.later]:
+                x = layer(x)
+            return x
+
+    with Told(LayerNotRun, LookupError, "'early' exists", "choose a layer inside it, such as 'early.1'"):
+        Deconvnet(Blocks()).project("early", 0, inputs=IMAGES)
+
+
 @pytest.mark.parametrize("foreign", [nn.Conv2d(3, 4, 3), nn.ReLU()])
 def test_foreign_module(net, foreign):
     message = (f"this {type(foreign).__name__} is not a module of the Net", "'conv1'")
