@@ -109,13 +109,19 @@ def only_value(values: Sequence[int | None], what: str) -> int:
         NoForwardPass: the tensor does not depend on the inputs.
     """
     if len(values) != 1:
-        raise InvalidInput(f"{what} gives {len(values)} tensors; expected one: choose a layer inside it that gives one")
+        raise not_one(what, len(values))
     if values[0] is None:
         raise NoForwardPass(
             f"{what} does not depend on the inputs through any operation seen in the pass "
             "(it may go through numpy, .detach() or code that hides its operations): choose a layer before it"
         )
     return values[0]
+
+
+def not_one(what: str, count: int) -> InvalidInput:
+    """The error of a call, ``what``, that gives several tensors or none."""
+    wrap = ", or wrap it in a module that returns one" if what == described("") else ""
+    return InvalidInput(f"{what} gives {count} tensors; expected one: choose a layer inside it that gives one{wrap}")
 
 
 def address(name: str, number: int, counts: Mapping[str, int]) -> str:

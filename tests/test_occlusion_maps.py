@@ -316,6 +316,12 @@ def test_a_model_that_does_not_give_classes(answer):
         OcclusionSensitivity(Answers(answer).eval()).maps(**GOOD)
 
 
+def test_a_model_that_gives_two_tensors_is_to_be_wrapped():
+    model = Answers(lambda x: {"a": x, "b": x}).eval()
+    with pytest.raises(InvalidInput, match="the model gives 2 tensors.* wrap it in a module that returns one"):
+        OcclusionSensitivity(model).maps(**GOOD)
+
+
 def test_what_is_no_module_and_what_can_not_be_computed_in_part():
     with pytest.raises(UnsupportedModel):
         OcclusionSensitivity(lambda x: x.mean((2, 3))).maps(**GOOD)

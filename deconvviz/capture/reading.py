@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from deconvviz.errors import InvalidInput, LayerNotRun
-from deconvviz.layers import address, described
+from deconvviz.errors import LayerNotRun
+from deconvviz.layers import address, described, not_one
 from deconvviz.tape import flatten
 
 LayerCall = tuple[str, int]
@@ -61,9 +61,7 @@ def reading(
             return
         tensors = flatten(output)
         if len(tensors) != 1:
-            raise InvalidInput(
-                f"{described(name)} gives {len(tensors)} tensors; expected one: choose a layer inside it that does"
-            )
+            raise not_one(described(name), len(tensors))
         use(i, tensors[0].detach())
         left.discard(i)
         if not left:
