@@ -191,6 +191,13 @@ def test_weights_from_a_file_make_the_difference(capsys):
     assert is_alive("random.png") and is_alive("a1.png")
 
 
+@pytest.mark.parametrize("panel", [(), ("--panel",)])
+def test_the_strongest_map_beside_others(panel):
+    options = ["--model", "nets:tiny", "--size", 32, "--layer", 3, *panel, "--out"]
+    assert run("project", "a.png", *options, "both.png", "--fmap", 5, "strongest") == 0
+    assert is_alive("both.png")
+
+
 def test_a_silent_map_is_said_to_be_silent(capsys):
     options = ["--model", "nets:Silent", "--size", 32, "--layer", "", "--fmap", 1, "--out", "grey.png"]
     assert run("project", "a.png", *options) == 0
@@ -287,7 +294,6 @@ MISTAKES = {
     ),
     "map out of range": ([*PROJECT, "--layer", "3", "--fmap", "8"], "expected 0 to 7"),
     "not a map": ([*PROJECT, "--layer", "3", "--fmap", "x"], "'x'; expected a map's number, or 'strongest'"),
-    "strongest and more": ([*PROJECT, "--layer", "3", "--fmap", "strongest", "1"], "expected an int"),
     "position out of range": ([*PROJECT, *UNIT, "--position", "0,99"], "outside a map of 13 x 13 cells"),
     "position of one number": ([*PROJECT, *UNIT, "--position", "1"], "expected 'max', 'all', (y, x)"),
     "position from the end": ([*PROJECT, *UNIT, "--position", "-1,2"], "as in --position=-1,2"),

@@ -75,7 +75,8 @@ def _draw_projections(arguments: argparse.Namespace, loaded: LoadedModel, inputs
                 say(f"warning: map {fmap} of {layer} is silent in {path}: plain grey")
         rows.append([_pixels(image, loaded), *map(displayable, pixels)])
         scales.append([None, *map(display_scale, pixels)])
-        labels.append(f"{path.name}: map {maps[0]}" if arguments.fmap == ["strongest"] else path.name)
+        found = [f": map {m}" for m, asked in zip(maps, arguments.fmap, strict=True) if asked == "strongest"]
+        labels.append(path.name + "".join(found[:1]))
     if len(rows) == len(arguments.fmap) == 1 and arguments.out.suffix.lower() in PICTURE_SUFFIXES:
         save_picture(rows[0][1], arguments.out)
     else:
@@ -122,9 +123,7 @@ def _recorded(loaded: LoadedModel, image: Tensor, arguments: argparse.Namespace)
 
 def _maps(deconv: Deconvnet, arguments: argparse.Namespace) -> list[int]:
     """The maps that were asked for, by number."""
-    if arguments.fmap == ["strongest"]:
-        return deconv.strongest(arguments.layer)[0].tolist()
-    return arguments.fmap
+    return [int(deconv.strongest(arguments.layer)[0]) if m == "strongest" else m for m in arguments.fmap]
 
 
 def _pixels(image: Tensor, loaded: LoadedModel) -> NDArray[np.uint8]:
