@@ -198,10 +198,11 @@ def test_the_strongest_map_beside_others(panel):
     assert is_alive("both.png")
 
 
-def test_a_silent_map_is_said_to_be_silent(capsys):
+def test_a_map_of_which_nothing_comes_back_is_told(capsys):
     options = ["--model", "nets:Silent", "--size", 32, "--layer", "", "--fmap", 1, "--out", "grey.png"]
     assert run("project", "a.png", *options) == 0
-    assert "map 1 of the model is silent in a.png" in capsys.readouterr().err
+    warning = capsys.readouterr().err
+    assert "nothing of map 1 of the model comes back to the pixels of a.png" in warning and "stop its signal" in warning
     assert (pixels("grey.png") == 128).all()
 
 

@@ -72,7 +72,8 @@ def _draw_projections(arguments: argparse.Namespace, loaded: LoadedModel, inputs
         for fmap, projection in zip(maps, pixels, strict=True):
             if not projection.any():
                 layer = arguments.layer or "the model"
-                say(f"warning: map {fmap} of {layer} is silent in {path}: plain grey")
+                why = "it is silent, or rectifiers on the way back stop its signal"
+                say(f"warning: nothing of map {fmap} of {layer} comes back to the pixels of {path} ({why}): plain grey")
         rows.append([_pixels(image, loaded), *map(displayable, pixels)])
         scales.append([None, *map(display_scale, pixels)])
         found = [f": map {m}" for m, asked in zip(maps, arguments.fmap, strict=True) if asked == "strongest"]
