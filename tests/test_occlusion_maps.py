@@ -439,6 +439,19 @@ def test_why_a_model_is_not_computed_in_part_is_said_and_tried_once(monkeypatch)
     assert len(tried) == 1
 
 
+@pytest.mark.parametrize("engine", ["incremental", "full"])
+def test_a_map_whose_total_is_zero_but_for_rounding(engine, recwarn):
+    """Of an instance norm: rounding is measured by what was summed."""
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(3, 5, 3, padding=1)
+    model = nn.Sequential(convolution, nn.InstanceNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(5 * SIDE**2, 6))
+    found = OcclusionSensitivity(model.double().eval(), engine=engine).maps(
+        pictures(1, SIDE), PATCH, STRIDE, "1", targets=2
+    )
+    assert found.clean_activation.abs().max() < 1e-9 and found.activation_cells.abs().max() < 1e-9
+    assert not recwarn.list
+
+
 def test_a_list_of_one_tensor_under_autocast():
     run, images = OcclusionSensitivity(Reuses().eval(), autocast=torch.bfloat16), pictures(1, SIDE).float()
     alone, listed = (run.maps(given, PATCH, STRIDE, "relu#2", targets=2) for given in (images, [images]))

@@ -232,6 +232,7 @@ class _Maps:
         self.best = min(best, outputs.shape[1])
         self.targets = _targets(targets, outputs)
         self.clean = {name: rows[0] for name, rows in self._rows(activation, outputs, 1).items()}
+        self.magnitude = self._rows(activation.abs(), outputs, 1)["activation"]
 
     def sweep(
         self, images: Tensor, windows: Windows, fill: Tensor, engine: str, batch: int | None, progress: bool,
@@ -250,7 +251,8 @@ class _Maps:
         numbers, parts = [np.zeros(0, np.int64)], []
         own = own_part(order, self.shard)
         compared = {name: self.clean[name] for name in ("activation", "scores")}
-        for chosen, rows in sweep(engine, changed, whole, own, compared, batch, images.device.type, progress):
+        device, scales = images.device.type, {"activation": self.magnitude}
+        for chosen, rows in sweep(engine, changed, whole, own, compared, batch, device, progress, scales):
             numbers.append(chosen)
             parts.append({name: values.cpu() for name, values in rows.items()})
         places = torch.from_numpy(np.searchsorted(np.sort(order), np.concatenate(numbers)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -139,6 +139,7 @@ def sweep(
     batch: int | None = None,
     device: str = "cpu",
     progress: bool = False,
+    scales: Rows | None = None,
 ) -> Iterator[tuple[Chosen, Rows]]:
     """Evaluate every window of ``order``, those that cost most first.
 
@@ -151,6 +152,7 @@ def sweep(
         batch: windows in a batch; by default what measures fastest.
         device: where the model is.
         progress: show a bar.
+        scales: of what magnitude are the terms of a named result that is a sum; by default as large as the result.
 
     Yields:
         The numbers of some windows, and their results.
@@ -162,9 +164,10 @@ def sweep(
     if not len(order):  # of more processes than windows, some have none
         return
     largest, groups, left = LARGEST_BATCH.get(device, 1024), np.zeros(1, np.int64), order
+    references = {name: _Reference(rows, (scales or {}).get(name, rows)) for name, rows in clean.items()}
 
     def fastest(changed: IncrementalEngine | None) -> _Pace:
-        return _Pace(changed, whole, _alone(whole[0], order, clean) if batch is None else batch, largest)
+        return _Pace(changed, whole, _alone(whole[0], order, references) if batch is None else batch, largest)
 
     confirmed, sure = False, engine == "incremental"
     if changed is not None:
@@ -192,7 +195,7 @@ def sweep(
                     getattr(torch, device).synchronize()
                 seconds = time.perf_counter() - start
                 if chosen_by is changed and not confirmed:
-                    _confirm(results, whole[0].evaluate(chosen[-1:]), clean, changed.rounding)
+                    _confirm(results, whole[0].evaluate(chosen[-1:]), references, changed.rounding)
                     confirmed = True
             except Exception as error:
                 if out_of_memory(error) and len(chosen) > 1:
@@ -216,30 +219,37 @@ def _warn(error: Exception) -> None:
     warnings.warn(f"incremental inference failed, so whole passes go on: {type(error).__name__}: {error}", stacklevel=4)
 
 
-def _confirm(found: Rows, expected: Rows, clean: Rows, rounding: float) -> None:
+def _confirm(found: Rows, expected: Rows, references: Mapping[str, _Reference], rounding: float) -> None:
     """Compare the last of some windows with what a whole pass gives for it.
 
     Raises:
         UnsupportedModel: they differ.
     """
-    for name, reference in clean.items():
-        if not _same(found[name][-1], expected[name][-1], reference, rounding):
+    for name, reference in references.items():
+        if not reference.same(found[name][-1], expected[name][-1], rounding):
             raise UnsupportedModel(
                 f"the {name} of a window differs from a whole pass's: the model computes something that its operations "
                 "do not show (scripted code, a thread, random numbers), or its images depend on each other"
             )
 
 
-def _same(found: Tensor, expected: Tensor, clean: Tensor, rounding: float) -> bool:
-    """Whether two results are one, but for rounding and a twentieth of how far they are from the clean one."""
-    if not clean.numel():
-        return True
-    found, expected, clean = (t if t.is_floating_point() else t.float() for t in (found, expected, clean))
-    change, scale = (expected - clean).abs().max(), clean.abs().max()
-    return not bool((found - expected).abs().max() > 0.05 * change + rounding * scale)
+class _Reference:
+    """A named result without a window, and the magnitude that rounding is measured by."""
+
+    def __init__(self, clean: Tensor, terms: Tensor) -> None:
+        self._clean = clean if clean.is_floating_point() else clean.float()
+        self.scale = float(terms.abs().nan_to_num().max()) if terms.numel() else 0.0
+
+    def same(self, found: Tensor, expected: Tensor, rounding: float) -> bool:
+        """Whether two results are one, but for rounding and a twentieth of how far they are from the clean one."""
+        if not self._clean.numel():
+            return True
+        found, expected = (t if t.is_floating_point() else t.float() for t in (found, expected))
+        change = (expected - self._clean).abs().max()
+        return not bool((found - expected).abs().max() > 0.05 * change + rounding * self.scale)
 
 
-def _alone(engine: FullEngine, order: Chosen, clean: Rows) -> int | None:
+def _alone(engine: FullEngine, order: Chosen, references: Mapping[str, _Reference]) -> int | None:
     """1 if windows in one batch depend on each other, or a batch of two can't be had; else ``None``."""
     first, last = order[0], order[-1]
     if first == last:
@@ -249,11 +259,11 @@ def _alone(engine: FullEngine, order: Chosen, clean: Rows) -> int | None:
         beside, twice, single = (engine.evaluate(numbers) for numbers in batches)
     except Exception:  # a window that fails is found, and named, later
         return 1
-    for name, reference in clean.items():
-        scale = float(reference.abs().nan_to_num().max()) if reference.numel() else 0.0
-        if not torch.allclose(beside[name][-1], twice[name][-1], rtol=1e-5, atol=1e-6 * scale, equal_nan=True):
+    for name, reference in references.items():
+        atol = 1e-6 * reference.scale
+        if not torch.allclose(beside[name][-1], twice[name][-1], rtol=1e-5, atol=atol, equal_nan=True):
             return 1
-        if not _same(twice[name][-1], single[name][-1], reference, TF32**0.5):  # batches of two sizes round otherwise
+        if not reference.same(twice[name][-1], single[name][-1], TF32**0.5):  # batches of two sizes round otherwise
             return 1
     return None
 
