@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from deconvviz.errors import AmbiguousLayer, InvalidInput, LayerNotRun, NoForwardPass, UnknownLayer
 from deconvviz.tape import Call, Tape
@@ -38,7 +38,8 @@ def locate(model: nn.Module, layer: Layer) -> tuple[str, int | None]:
             + ", ".join(repr(name) for name in list(names.values())[1:4])
         )
     if not isinstance(layer, str):
-        raise InvalidInput(f"layer is {layer!r}; expected a dotted name, a module or a call such as 'relu#2'")
+        given = f"a tensor {tuple(layer.shape)}" if isinstance(layer, Tensor) else repr(layer)
+        raise InvalidInput(f"layer is {given}; expected a dotted name, a module or a call such as 'relu#2'")
     name, mark, number = layer.partition("#")
     if mark and not (number.isdecimal() and int(number) > 0):
         raise InvalidInput(f"layer {layer!r}: the call after '#' is counted from 1, as in '{name}#2'")

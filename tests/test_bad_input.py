@@ -184,6 +184,7 @@ LAYERS = {
     "empty part": ("conv1.", UnknownLayer, ("'conv1.'", "'conv1'")),
     "a number": (3, InvalidInput, ("layer is 3", "dotted name", "module")),
     "None": (None, InvalidInput, ("layer is None", "dotted name")),
+    "images": (IMAGES, InvalidInput, ("layer is a tensor (2, 3, 8, 8); expected",)),
     "a list": (["conv1"], InvalidInput, ("['conv1']", "dotted name")),
     "never ran": ("auxiliary", LayerNotRun, ("'auxiliary'", "never called", "did you mean")),
     "ambiguous": ("relu", AmbiguousLayer, ("'relu' runs 2 times", "'relu#1'", "'relu#2'")),

@@ -275,6 +275,8 @@ def test_a_unit_that_sees_padding_alone_is_drawn_grey(tmp_path):
     nn.init.ones_(model[0].bias)
     grid = fit(images(12, 6).abs() + 1, "1", model)
     found = grid["1"][0]
+    with pytest.raises(InvalidInput, match="cell is 33.5; expected a whole number"):
+        found.image(cell=33.5)
     assert found.patches[0].numel() == 0 and (found.image(cell=12) == 128).mean() > 0.9
     grid["1"].figure([0])
     assert grid.explore(tmp_path, progress=False).exists()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deconvviz.errors import InvalidInput
 from deconvviz.images import IMAGENET_MEAN, IMAGENET_STD, display_scale, displayable, to_pixels
+from deconvviz.inputs import whole_number
 
 Box = tuple[tuple[int, int], ...]
 GREY = 128
@@ -57,7 +58,11 @@ class FeatureMap:
         Args:
             mean, std: those that the images were normalised with.
             cell: the side of a cell in pixels; patches keep their aspect, on grey.
+
+        Raises:
+            InvalidInput: a side that is no whole number from 1 on.
         """
+        cell = whole_number("cell", cell)
         nothing = np.zeros((0, 0, 3), np.uint8)  # a unit that sees padding alone
         sides = [
             [displayable(p) if p.numel() else nothing for p in self.projections],
