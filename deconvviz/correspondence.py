@@ -31,8 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deconvviz.capture import require_module
-from deconvviz.capture.reading import evaluating
+from deconvviz.capture import evaluating, require_module
 from deconvviz.errors import InvalidInput
 from deconvviz.features import features, layer_names
 from deconvviz.inputs import input_pictures, whole_number

@@ -28,8 +28,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from deconvviz.capture import require_module, watch
-from deconvviz.capture.reading import evaluating
+from deconvviz.capture import evaluating, require_module, watch
 from deconvviz.errors import InvalidInput, TargetOutOfRange
 from deconvviz.inputs import input_image, integer
 from deconvviz.layers import Layer, described, find_call, layer_name, locate, only_output

@@ -30,8 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from deconvviz.capture import left_as_found, require_module
-from deconvviz.capture.reading import evaluating
+from deconvviz.capture import evaluating, left_as_found, require_module
 from deconvviz.comparison import shuffled_weights
 from deconvviz.errors import AmbiguousLayer, InvalidInput, NoForwardPass, UnknownLayer
 from deconvviz.explorer import explore

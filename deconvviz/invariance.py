@@ -30,8 +30,7 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import affine
 
-from deconvviz.capture import require_module
-from deconvviz.capture.reading import evaluating
+from deconvviz.capture import evaluating, require_module
 from deconvviz.errors import InvalidInput, TargetOutOfRange
 from deconvviz.features import features, layer_names
 from deconvviz.inputs import input_images, input_pictures

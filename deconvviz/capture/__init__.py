@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from deconvviz.capture.as_found import left_as_found, require_initialised
+from deconvviz.capture.as_found import evaluating, left_as_found, require_initialised
 from deconvviz.capture.recording import Recorder
 from deconvviz.capture.watching import Capture, watch
 from deconvviz.errors import UnsupportedModel
@@ -64,4 +64,4 @@ def _scripted_functions(module: nn.Module) -> list[str]:
     return [name for name, item in (named | vars(module)).items() if isinstance(item, torch.jit.ScriptFunction)]
 
 
-__all__ = ["Capture", "Recorder", "left_as_found", "require_initialised", "require_module", "watch"]
+__all__ = ["Capture", "Recorder", "evaluating", "left_as_found", "require_initialised", "require_module", "watch"]

@@ -1,4 +1,4 @@
-"""What a pass of ours leaves: the model's buffers and the random state as they were."""
+"""What a pass of ours leaves: the model's modes and buffers and the random state as they were."""
 
 from __future__ import annotations
 
@@ -64,3 +64,15 @@ def _restore(buffer: Tensor, content: Tensor) -> None:
     if not torch.equal(buffer, content):
         with torch.inference_mode(buffer.is_inference()), torch.no_grad():
             buffer.data.copy_(content)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in eval mode, and then each in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -36,8 +36,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deconvviz.capture import require_initialised, require_module, watch
-from deconvviz.capture.reading import evaluating
+from deconvviz.capture import evaluating, require_initialised, require_module, watch
 from deconvviz.diagnostics.result import FLAGS, Diagnosis, Filter, LayerDiagnosis
 from deconvviz.diagnostics.spectrum import Spectrum
 from deconvviz.errors import InvalidInput

@@ -13,8 +13,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from deconvviz.capture import watch
-from deconvviz.capture.reading import LayerCall, evaluating
+from deconvviz.capture import evaluating, watch
+from deconvviz.capture.reading import LayerCall
 from deconvviz.errors import FeatureMapOutOfRange, InvalidInput, NoForwardPass
 from deconvviz.geometry import Axis, ReceptiveField, receptive_field
 from deconvviz.grid.feature_map import Box, FeatureMap

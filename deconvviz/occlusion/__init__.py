@@ -153,7 +153,7 @@ class OcclusionSensitivity(PerturbationAttribution):
             model = _Selected(self.forward_func, target, additional)
             changed, clean = self._changed(model, tensors, windows, fills)
             flat = clean.reshape(-1)
-            batch = _whole_number(perturbations_per_eval)
+            batch = _batch_size(perturbations_per_eval)
             results = []
             for i, tensor in enumerate(tensors):
                 order = own_part(windows[i].order(), self.shard)
@@ -208,7 +208,7 @@ class OcclusionSensitivity(PerturbationAttribution):
             InvalidInput, TargetOutOfRange, UnknownLayer, AmbiguousLayer, LayerNotRun, FeatureMapOutOfRange,
             UnsupportedOperation, UnsupportedModel, WindowFailed: as their names say; a function is no model here.
         """
-        batch = _whole_number(perturbations_per_eval)
+        batch = _batch_size(perturbations_per_eval)
         model = require_module(self.forward_func)
         with together(self.shard), self._autocast(like(model).device):
             return occlusion_maps(
@@ -350,7 +350,7 @@ def _windows(tensors: tuple[Tensor, ...], shapes: Any, strides: Any, masks: Any)
     return windows
 
 
-def _whole_number(asked: Any) -> int | None:
+def _batch_size(asked: Any) -> int | None:
     """Windows in a batch as asked for; ``None`` for ``"auto"``."""
     if isinstance(asked, str):
         require("perturbations_per_eval", asked, ("auto",))
