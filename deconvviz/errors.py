@@ -68,3 +68,7 @@ class CheckpointError(DeconvvizError, ValueError):
 
 class WindowFailed(DeconvvizError, RuntimeError):
     """The model raised while a part of its input was covered."""
+
+
+class OtherProcessFailed(DeconvvizError, RuntimeError):
+    """Another process failed or ended, so this one stopped too."""

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deconvviz.errors import InvalidInput, WindowFailed
+from deconvviz.errors import InvalidInput, OtherProcessFailed
 
 Number = TypeVar("Number", bound=np.generic)
 
@@ -39,10 +39,6 @@ def own_part(items: NDArray[Number], shard: bool) -> NDArray[Number]:
         )
     rank, count = rank_and_count()
     return items[rank::count]
-
-
-class OtherProcessFailed(WindowFailed):
-    """Another process failed or ended, so this one stopped too."""
 
 
 @contextlib.contextmanager

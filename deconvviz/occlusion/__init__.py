@@ -126,8 +126,8 @@ class OcclusionSensitivity(PerturbationAttribution):
                 that make no sense; or a ``forward_func`` that gives neither a tensor of real numbers nor a number.
             TargetOutOfRange: the output has no such target.
             UnsupportedModel: ``engine="incremental"`` of what can't be computed in part.
-            WindowFailed: the model raised; the message has the window's number. Also, as its kind
-                ``deconvviz.shards.OtherProcessFailed``, where another process failed or was killed.
+            WindowFailed: the model raised; the message has the window's number.
+            OtherProcessFailed: another process raised, or was killed.
         """
         tensors = inputs if isinstance(inputs, tuple) else (inputs,)
         for tensor in tensors:
@@ -206,7 +206,8 @@ class OcclusionSensitivity(PerturbationAttribution):
 
         Raises:
             InvalidInput, TargetOutOfRange, UnknownLayer, AmbiguousLayer, LayerNotRun, FeatureMapOutOfRange,
-            UnsupportedOperation, UnsupportedModel, WindowFailed: as their names say; a function is no model here.
+            UnsupportedOperation, UnsupportedModel, WindowFailed, OtherProcessFailed: as their names say; a function is
+            no model here.
         """
         batch = _batch_size(perturbations_per_eval)
         model = require_module(self.forward_func)
