@@ -63,7 +63,10 @@ def input_tensors(inputs: Any, model: nn.Module) -> tuple[Tensor, ...]:
     state = next((tensor for tensor in model.parameters() if tensor.is_floating_point()), None)
     for tensor in tensors:
         if not isinstance(tensor, Tensor):
-            raise InvalidInput(f"inputs holds a {type(tensor).__name__}; expected tensors (N, C, H, W)")
+            raise InvalidInput(
+                f"inputs holds a {type(tensor).__name__}; expected tensors (N, C, H, W): of a picture "
+                "deconvviz.images.to_input makes one"
+            )
         if not tensor.is_floating_point():
             raise InvalidInput(
                 f"inputs are {tensor.dtype}; expected floating point, normalised as the model was trained: "

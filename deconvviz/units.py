@@ -41,8 +41,7 @@ def totals(activation: Tensor) -> Tensor:
 def feature_maps(activation: Tensor, fmap: FeatureMaps) -> tuple[bool, Tensor]:
     """Whether one map was asked for, and the maps (N, M) of each image."""
     images, count = activation.shape[:2]
-    if isinstance(fmap, str):
-        require("fmap", fmap, ("strongest",))
+    if isinstance(fmap, str) and fmap == "strongest":
         return True, strongest(activation, 1)
     single = isinstance(fmap, int) or getattr(fmap, "ndim", None) == 0
     try:
