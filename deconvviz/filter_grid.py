@@ -179,9 +179,12 @@ class FilterGrid(Attribution):
 
         Raises:
             CheckpointError: they are of different models, layers or data, or share images.
+            InvalidInput: one is no grid.
         """
         merged = copy.copy(self)
         for other in others:
+            if not isinstance(other, FilterGrid):
+                raise InvalidInput(f"others holds a {type(other).__name__}; expected grids of other shares")
             merged._found = merged.found.merged(other.found)
         return merged
 

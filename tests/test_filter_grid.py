@@ -295,6 +295,8 @@ def test_errors_say_what_to_do(tmp_path):
             fit(images(), **{argument: wrong})
     with pytest.raises(InvalidInput, match="k is 0"):
         FilterGrid(net(), "1", 0)
+    with pytest.raises(InvalidInput, match="others holds a int; expected grids"):
+        FilterGrid(net(), "1").merge(3)
     for argument, wrong in {"batch_size": 0, "workers": -1, "limit": -3}.items():
         with pytest.raises(InvalidInput, match=f"{argument} is {wrong}; expected a whole number"):
             fit(images(), **{argument: wrong})

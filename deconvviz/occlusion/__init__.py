@@ -65,7 +65,7 @@ class OcclusionSensitivity(PerturbationAttribution):
         shard: share the windows among the processes of ``torch.distributed``; each gets the whole result.
 
     Raises:
-        UnsupportedModel: nothing that can be called.
+        UnsupportedModel: ``forward_func`` can't be called.
         InvalidInput: an unknown option.
     """
 
