@@ -206,8 +206,8 @@ class OcclusionSensitivity(PerturbationAttribution):
 
         Raises:
             InvalidInput, TargetOutOfRange, UnknownLayer, AmbiguousLayer, LayerNotRun, FeatureMapOutOfRange,
-            UnsupportedOperation, UnsupportedModel, WindowFailed, OtherProcessFailed: as their names say; a function is
-            no model here.
+            UnsupportedOperation, WindowFailed, OtherProcessFailed: as their names say.
+            UnsupportedModel: a function, as maps are a module's; or ``engine="incremental"`` as of :meth:`attribute`.
         """
         batch = _batch_size(perturbations_per_eval)
         model = require_module(self.forward_func)
