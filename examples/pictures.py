@@ -94,7 +94,7 @@ def _voc(root: Path, part: str, size: int, download: bool) -> Pictures:
 
 
 def split(data: Pictures, per_class: int | None, test_per_class: int = 50, seed: int = 0) -> tuple[Subset, Subset]:
-    """``per_class`` random pictures of each class to train on (``None``: four of five), up to 50 others to test."""
+    """``per_class`` random pictures of each class to train on (``None``: four of five), others to test."""
     of_class: dict[int, list[int]] = defaultdict(list)
     for index, label in enumerate(data.labels.tolist()):
         of_class[label].append(index)

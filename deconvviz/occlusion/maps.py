@@ -232,7 +232,7 @@ class _Maps:
         self.best = min(best, outputs.shape[1])
         self.targets = _targets(targets, outputs)
         self.clean = {name: rows[0] for name, rows in self._rows(activation, outputs, 1).items()}
-        self.magnitude = self._rows(activation.abs(), outputs, 1)["activation"]
+        self.magnitude = self._rows(activation.abs(), outputs, 1)["activation"][0]
 
     def sweep(
         self, images: Tensor, windows: Windows, fill: Tensor, engine: str, batch: int | None, progress: bool,
@@ -269,6 +269,7 @@ class _Maps:
         one = copy.copy(self)
         one._untried = True
         one.fmaps, one.targets = self.fmaps[n : n + 1], self.targets[n : n + 1]
+        one.magnitude = self.magnitude[n : n + 1]
         one.clean = {name: values[n : n + 1] for name, values in self.clean.items()}
         return one
 

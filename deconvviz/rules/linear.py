@@ -125,7 +125,7 @@ def filter_back(step: Step, signals: Signals, context: Context) -> Signals:
     weight, _, stride, padding, dilation, groups = filter_arguments(*step.arguments, **step.keywords)
     signal, shape = only(signals), context.values[step.inputs[0]].shape
     filtered = isinstance(step.argument(0, "input"), Slot) and len(shape) == weight.dim()
-    if not filtered or isinstance(padding, str) or signal.is_complex():  # or the conjugate filter
+    if not filtered or isinstance(padding, str) or signal.is_complex():  # which takes the conjugate
         return adjoint(step, signals, context)
     steps, pads, gaps = (each(item, weight.dim() - 2) for item in (stride, padding, dilation))
     return [transposed_filter(signal, weight, shape[2:], steps, pads, gaps, groups)]
@@ -171,7 +171,7 @@ TRANSPOSED: tuple[Callable[..., Tensor], ...] = (F.conv_transpose1d, F.conv_tran
 def transposed_matrix(step: Step, signals: Signals, context: Context) -> Signals:
     """The transposed matrix, without bias."""
     signal, weight = only(signals), step.argument(1, "weight")
-    if not isinstance(step.argument(0, "input"), Slot) or weight.dim() == 1 or signal.is_complex():  # or the conjugate
+    if not isinstance(step.argument(0, "input"), Slot) or weight.dim() == 1 or signal.is_complex():
         return adjoint(step, signals, context)
     return [signal @ weight.to(signal.dtype)]
 
