@@ -61,13 +61,17 @@ class Region:
     def through(self, kernel: Sequence[int], stride: Sequence[int], before: Sequence[int],
                 space: Sequence[int]) -> Region:  # fmt: skip
         """What changes of the outputs of a windowed operation, in an output of extent ``space``."""
+        if _by_cell(kernel, stride, before) and tuple(space) == self.space:
+            return self
         k, s, p, o = (np.asarray(item)[:, None] for item in (kernel, stride, before, space))
         starts = np.minimum(np.maximum(-((k - 1 - self.starts - p) // s), 0), o - 1)
         ends = np.minimum(np.maximum((self.ends - 1 + p) // s, starts), o - 1) + 1
         return Region(self.axes, tuple(space), starts, ends)
 
-    def read_by(self, kernel: Sequence[int], stride: Sequence[int], before: Sequence[int]) -> Boxes:
+    def read_by(self, kernel: Sequence[int], stride: Sequence[int], before: Sequence[int]) -> Boxes | Region:
         """The boxes of the padded input that the outputs in these boxes read; cell 0 is the first before padding."""
+        if _by_cell(kernel, stride, before):
+            return self
         size = tuple((n - 1) * s + k for n, k, s in zip(self.size, kernel, stride, strict=True))
         columns = [np.asarray(item)[:, None] for item in (stride, before)]
         return Boxes(self.axes, size, self.firsts * columns[0] - columns[1])
@@ -83,12 +87,18 @@ class Region:
 
     def same(self, other: Region) -> bool:
         """Whether the same changes."""
-        return np.array_equal(self.starts, other.starts) and np.array_equal(self.ends, other.ends)
+        return self is other or np.array_equal(self.starts, other.starts) and np.array_equal(self.ends, other.ends)
+
+
+def _by_cell(kernel: Sequence[int], stride: Sequence[int], before: Sequence[int]) -> bool:
+    """Whether each output reads the cell at its own place, and no other."""
+    return all(n == 1 for n in (*kernel, *stride)) and not any(before)
 
 
 def union(regions: Sequence[Region]) -> Region:
-    """What any of ``regions`` changes, and what lies between."""
-    if all(regions[0].same(other) for other in regions[1:]):
-        return regions[0]
-    starts = np.min([r.starts for r in regions], axis=0)
-    return replace(regions[0], starts=starts, ends=np.max([r.ends for r in regions], axis=0))
+    """What any of ``regions`` changes, and what lies between; one of them if it holds the others."""
+    starts, ends = (regions[0].starts, regions[0].ends)
+    for other in regions[1:]:
+        starts, ends = np.minimum(starts, other.starts), np.maximum(ends, other.ends)
+    whole = replace(regions[0], starts=starts, ends=ends)
+    return next((region for region in regions if region.same(whole)), whole)
