@@ -96,9 +96,9 @@ def _by_cell(kernel: Sequence[int], stride: Sequence[int], before: Sequence[int]
 
 
 def union(regions: Sequence[Region]) -> Region:
-    """What any of ``regions`` changes, and what lies between; one of them if it holds the others."""
-    starts, ends = (regions[0].starts, regions[0].ends)
-    for other in regions[1:]:
-        starts, ends = np.minimum(starts, other.starts), np.maximum(ends, other.ends)
-    whole = replace(regions[0], starts=starts, ends=ends)
+    """What any of ``regions`` changes, and what lies between: one of them, if it holds the others."""
+    if all(regions[0].same(other) for other in regions[1:]):
+        return regions[0]
+    starts = np.min([r.starts for r in regions], axis=0)
+    whole = replace(regions[0], starts=starts, ends=np.max([r.ends for r in regions], axis=0))
     return next((region for region in regions if region.same(whole)), whole)
