@@ -46,10 +46,15 @@ class Value:
     stride: tuple[int, ...]
     dtype: torch.dtype
     gate: Gate | None = None
-    operation: str = ""
+    step: Step | None = None
     """What gave it; nothing gave an input."""
     used: bool = False
     """Whether a step so far takes it."""
+
+    @property
+    def operation(self) -> str:
+        """The operation that gave it; empty for an input."""
+        return "" if self.step is None else self.step.operation
 
 
 @dataclass(slots=True)

@@ -296,7 +296,16 @@ GENERALISED_RECTIFIERS = {
     "pow of relu": lambda x: F.relu(x) ** 2,
     "float_power of relu6 in place": lambda x: F.relu6(x).float_power_(3),
     "square of relu": lambda x: x.clone().relu_().square(),
+    "mul: a silu by hand": lambda x: x * x.sigmoid(),
+    "mul: a silu by hand, in place": lambda x: x.clone().mul_(x.sigmoid()),
+    "mul: a silu by hand of another layout": lambda x: x * x.clone(memory_format=torch.channels_last).sigmoid(),
+    "mul: a silu by hand, the gate first": lambda x: torch.sigmoid(x) * x,
+    "mul: a quick gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "mul: a swish with a slope for each channel": lambda x: x * torch.sigmoid(SLOPES * x),
+    "mul: a mish by hand": lambda x: x * torch.tanh(F.softplus(x)),
+    "mul: a hard sigmoid": lambda x: x * F.hardsigmoid(x),
 }
+SLOPES = torch.linspace(0.5, 2, 4, dtype=torch.float64).view(1, 4, 1, 1)
 
 
 @parametrised(RECTIFIERS | GENERALISED_RECTIFIERS)
@@ -304,6 +313,43 @@ def test_rectifiers_rectify_the_signal_whatever_the_activation(operation, case):
     tape, signal, (back,) = projected(case, X)
     assert torch.equal(back, signal.where(signal > 0, 0.0))
     assert kinds(tape, operation) == {EXACT if case in RECTIFIERS.values() else GENERALISED}
+
+
+@pytest.mark.parametrize(
+    ("by_hand", "layer"),
+    [
+        (lambda x: x * F.relu6(x + 3) / 6, nn.Hardswish()),
+        (lambda x: x * (F.hardtanh(x + 3, 0, 6) / 6), nn.Hardswish()),
+        (lambda x: x / 6 * (x + 3).clamp(0, 6), nn.Hardswish()),
+        (lambda x: x * 0.5 * (1.0 + torch.erf(x / 2**0.5)), nn.GELU()),
+        (lambda x: 0.5 * x * (1 + torch.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x.pow(3)))), nn.GELU("tanh")),
+        (lambda x: x * (-1.5 * x).sigmoid() / 2 + 1.25 * x * x.sigmoid(), None),
+    ],
+)
+def test_a_rectifier_written_by_hand_is_the_layer(by_hand, layer):
+    """The factors in it leave the signal as large as the layer does, which goes to x for large x."""
+    tape, signal, (back,) = projected(by_hand, X)
+    if layer is None:  # a decreasing gate goes to 1 for small x
+        assert_same([back], [1.75 * signal.relu()])
+        return
+    assert torch.allclose(by_hand(X), layer(X), atol=1e-6)
+    assert_same([back], [projected(layer, X).back[0]])
+    assert CheckReport.of(tape).counts[UNSUPPORTED] == 0
+
+
+@pytest.mark.parametrize(
+    "gated",
+    [
+        lambda x, held: x * held(x.flip(1).sigmoid()),  # of other cells
+        lambda x, held: x * held(F.conv2d(x, torch.ones(4, 4, 1, 1, dtype=x.dtype)).sigmoid()),
+        lambda x, held: x * held((x + x.roll(1, 3)).sigmoid()),
+        lambda x, held: (x + 1) * held(x.sigmoid()),  # shifted: no activation that is known
+    ],
+)
+def test_a_gate_that_is_no_function_of_the_map_alone_is_a_gate(gated):
+    tape, signal, back = projected(lambda x: gated(x, kept), X)
+    assert_same(back, by_autograd(lambda x: gated(x, torch.Tensor.detach), [X], signal))
+    assert GATE in kinds(tape, "mul")
 
 
 @pytest.mark.parametrize("layer", [nn.ReLU(), nn.GELU()])
@@ -529,14 +575,13 @@ GATED = {
     "mul by a map of gates": lambda x, held: (
         F.conv2d(x, FILTERS[2], groups=2) * held(torch.sigmoid(F.conv2d(x, -FILTERS[2], groups=2)))
     ),
-    "mul by itself gated": lambda x, held: x * held(x.sigmoid()),
     "mul narrower than its gate": lambda x, held: x.sum(1, keepdim=True) * held(squeeze(x).sigmoid()),
     "mul of two gates, the second held": lambda x, held: squeeze(x).sigmoid() * held(x.sigmoid()),
     "relu6 as a hard sigmoid": lambda x, held: x * held(F.relu6(squeeze(x) + 3) / 6),
     "clamp as a hard sigmoid": lambda x, held: held((squeeze(x) + 1).clamp(0, 2).div(2)) * x,
-    "hardtanh as hardswish": lambda x, held: x * held(F.hardtanh(x + 3, 0, 6)) / 6,
-    "tanh as Mish": lambda x, held: x * held(torch.tanh(F.softplus(x))),
-    "erf as GELU": lambda x, held: 0.5 * x * held(1 + torch.erf(x / 2**0.5)),
+    "hardtanh as a hard sigmoid": lambda x, held: x * held(F.hardtanh(squeeze(x) + 3, 0, 6)) / 6,
+    "tanh of other cells": lambda x, held: x * held(torch.tanh(F.softplus(x.flip(1)))),
+    "erf of other cells": lambda x, held: 0.5 * x * held(1 + torch.erf(x.roll(1, 2) / 2**0.5)),
     "glu": lambda x, held: F.glu(x, 1) if held is kept else x[:, :2] * held(x[:, 2:].sigmoid()),
     "glu of the last axis": lambda x, held: (
         nn.GLU()(x.mT) if held is kept else (x.mT[..., :2] * held(x.mT[..., 2:].sigmoid()))

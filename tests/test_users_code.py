@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from dense_jacobian import Applied
 from torch import nn
 
@@ -216,6 +217,28 @@ def test_check_finds_code_that_no_operation_shows(helper):
     report = Deconvnet(model).check(IMAGES)
     assert report.supported == (helper == "plain")
     assert ("somewhere" in str(report)) == (helper == "scripted")
+
+
+class HandWritten(nn.Module):
+    """Hardswish as MobileNetV3 was written before PyTorch had it."""
+
+    def forward(self, x):
+        return x * F.relu6(x + 3, inplace=True) / 6
+
+
+def test_a_network_with_rectifiers_written_by_hand_is_projected_as_with_layers():
+    torch.manual_seed(0)
+    model = torchvision.models.mobilenet_v3_small(weights=None).eval()
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    expected = Deconvnet(model).project("features.9", [1, 5], inputs=images)
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Hardswish):
+                setattr(module, name, HandWritten())
+    report = Deconvnet(model).check(images)
+    found = Deconvnet(model).project("features.9", [1, 5], inputs=images)
+    assert report.supported and "hardswish" not in str(report)
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max() > 0
 
 
 def test_legal_arguments_of_other_types():

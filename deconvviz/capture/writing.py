@@ -183,7 +183,7 @@ class TapeWriter:
         numbers: list[int | None] = []
         for tensor in outputs:
             if carries(tensor):
-                numbers.append(self._track(tensor, gate, step.operation))
+                numbers.append(self._track(tensor, gate, step))
             else:
                 self.memory.know(tensor, DERIVED)
                 numbers.append(None)
@@ -191,10 +191,10 @@ class TapeWriter:
         if numbers.count(None) < len(numbers):
             self.tape.steps.append(step)
 
-    def _track(self, tensor: Tensor, gate: Gate | None = None, operation: str = "") -> int:
+    def _track(self, tensor: Tensor, gate: Gate | None = None, step: Step | None = None) -> int:
         """Give a tensor the next number of a value."""
         number = len(self.tape.values)
-        self.tape.values.append(Value(tensor.shape, tensor.stride(), tensor.dtype, gate, operation))
+        self.tape.values.append(Value(tensor.shape, tensor.stride(), tensor.dtype, gate, step))
         self.memory.know(tensor, number)
         return number
 

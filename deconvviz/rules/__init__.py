@@ -6,8 +6,8 @@ signal, unpool by the switches*. The table extends this to every operation that 
 =============  ===========================================================================
 exact          linear operations: the adjoint, no bias; ReLU: g -> max(g, 0);
                max pools and maxima: to where the maximum was
-generalised    other rectifiers: as ReLU; norms: the statistics are constants of the pass,
-               so scale only; contrast normalisation: identity
+generalised    other rectifiers: as ReLU, also written by hand (a * sigmoid(a)); norms: the statistics
+               are constants of the pass, so scale only; contrast normalisation: identity
 constant gate  sigmoid(a) * b and the like (clamp(a, 0, c) * b, tanh(a) * b; gelu(a) * b, of two halves;
                a * b and b / a where a is broadcast to b): the gate is a constant, like a switch; so are
                the statistic in a norm written by hand (b / sqrt(a), b * rsqrt(a), b / norm(a),

@@ -15,7 +15,7 @@ from torch import Tensor
 from deconvviz.boxes import Boxed
 from deconvviz.rules.linear import each, filter_arguments, transposed_filter
 from deconvviz.rules.maxima import average_arguments, pool_arguments
-from deconvviz.rules.rule import Context, only
+from deconvviz.rules.rule import GENERALISED, Context, only
 from deconvviz.switches import Switches, unpool
 from deconvviz.tape import Slot, Step
 
@@ -38,10 +38,12 @@ def _varies(item: object) -> bool:
 
 
 def product(step: Step, signals: Boxes, context: Context) -> Boxes | None:
-    """A gate that has the map's positions or one number for all, and its channels or one for all."""
+    """A gate that has the map's positions or one number for all, and its channels or one for all; or a rectifier."""
     if not step.constant:
         return None
     signal, (k,), gate = only(signals), step.constant, step.kept
+    if step.kind == GENERALISED:
+        return pointwise(step, signals, context)
     shape, other = (tuple(context.values[step.inputs[i]].shape) for i in (1 - k, k))
     if shape[2:] != signal.space or len(other) != len(shape) or shape[0] != other[0] or other[1] not in (1, shape[1]):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
@@ -29,10 +30,11 @@ def is_root(step: Step) -> bool:
 
 
 def factor_kind(step: Step, values: Sequence[Value]) -> str:
-    """A product with a gate (a sigmoid, a clamp), or a quotient by one (a statistic), is gated; a parameter scales a
-    layer."""
-    if _gate(step, values) is not None:
-        return GATE
+    """A product with a gate (a sigmoid, a clamp), or a quotient by one (a statistic), is gated, and a rectifier where
+    the gate is a function of the map itself; a parameter scales a layer."""
+    k = _gate(step, values)
+    if k is not None:
+        return GATE if _slope(k, step, values) is None else GENERALISED
     if any(isinstance(item, nn.Parameter) for item in step.arguments):
         return GENERALISED
     return product_kind(step, values)
@@ -58,6 +60,48 @@ def _gate(step: Step, values: Sequence[Value]) -> int | None:
     return max(can_be, key=lambda k: (ranks[k], k), default=activated[0] if len(activated) == 1 else None)
 
 
+SCALES = "mul div divide true_divide to type type_as float double half bfloat16 clone contiguous"
+CELLWISE = "sigmoid special_expit hardsigmoid tanh erf softplus relu6 clamp clip hardtanh neg square pow add sub rsub"
+"""What a SiLU, Hardswish, Mish or GELU is written by hand with, besides: each cell is computed from that cell alone."""
+
+
+def _slope(k: int, step: Step, values: Sequence[Value]) -> Tensor | None:
+    """Where the gate of a product, its input ``k``, is a function of the map, cell by cell: its limit for large ones.
+
+    So much of a large activation passes: x * relu6(x + 3) goes to 6 x. Of a map that was scaled by a number before, the
+    gate may be a function of what was scaled.
+    """
+    gate, number = values[step.inputs[k]], step.inputs[1 - k]
+    if step.operation != "mul" or gate.gate is None or gate.shape != values[number].shape:
+        return None
+    while not _function_of(number, step.inputs[k], values):
+        before = values[number].step
+        if before is None or before.operation not in SCALES.split() or len(before.inputs) != 1:
+            return None
+        (number,) = before.inputs
+    map = values[number]
+    with torch.no_grad():
+        far = [torch.full([1] * len(map.shape), end, dtype=map.dtype) for end in (math.inf, -math.inf)]
+        slope = torch.maximum(*(_at(cell, number, step.inputs[k], values) for cell in far))
+    return slope if bool(slope.isfinite().all()) else None
+
+
+def _function_of(map: int, value: int, values: Sequence[Value]) -> bool:
+    """Whether each cell of a value is computed from the same cell of a map, and from nothing else of the input."""
+    step = values[value].step
+    if value == map or step is None or step.operation not in (SCALES + " " + CELLWISE).split():
+        return value == map
+    return all(_function_of(map, each, values) for each in reversed(step.inputs))
+
+
+def _at(cell: Tensor, map: int, value: int, values: Sequence[Value]) -> Tensor:
+    """What a function of a map gives for a cell of it, (1, ..., 1) or for each channel."""
+    step = values[value].step
+    if value == map or step is None:
+        return cell
+    return step.call(*(_at(cell, map, each, values) for each in step.inputs))
+
+
 def _broadcast(value: Value, other: Value) -> bool:
     """Whether a value has one number for many of another's, also where it is expanded, and nowhere many for one."""
     cells = [[n if stride else 1 for n, stride in zip(v.shape, v.stride, strict=True)][::-1] for v in (value, other)]
@@ -66,21 +110,25 @@ def _broadcast(value: Value, other: Value) -> bool:
 
 
 def observe_gate(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], run: Run) -> Any:
-    """Keep what a gate multiplies the map by."""
+    """Keep what a gate multiplies the map by, or its slope for large activations."""
     k = _gate(step, values)
     if k is not None:
         of = values[step.inputs[k]].gate
         step.gate = None if of is None else of.step
         step.constant, gate = (k,), inputs[k].detach()
-        step.kept = gate.clone() if step.operation == "mul" else gate.reciprocal()
+        slope = _slope(k, step, values)
+        kept = slope if slope is not None else gate if step.operation == "mul" else gate.reciprocal()
+        step.kept = kept.to(gate, copy=True)
     return run()
 
 
 def pass_gate(step: Step, signals: Signals, context: Context) -> Signals:
-    """Through a product or quotient the signal is multiplied by the constant factor; none goes to a gate."""
+    """Through a product or quotient the signal is multiplied by the constant factor; none goes to a gate. Where that is
+    a function of the map, the product is a rectifier, and its slope the factor."""
     if not step.constant:
         return adjoint(step, signals, context)
     signal, gate, (k,) = only(signals), step.kept, step.constant
+    signal = signal.relu() if step.kind == GENERALISED else signal
     back = unbroadcast(signal * gate.to(signal.dtype), context.values[step.inputs[1 - k]].shape)
     return [back, None] if k == 1 else [None, back]
 
