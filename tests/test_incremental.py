@@ -570,6 +570,45 @@ def test_head(head):
     agree(model, image(20, 24), (4, 5), spread((20, 24), (4, 5), 7))
 
 
+FEWER_CHANNELS = {
+    "linear": ([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(), nn.Linear(6, 9)], True),
+    "linear without a bias": ([Calls(lambda x: x.mean((2, 3))), nn.Linear(6, 9, bias=False), nn.Sigmoid()], True),
+    "filter": ([nn.Conv2d(6, 9, 3), nn.ReLU(True), nn.AdaptiveAvgPool2d(1), nn.Flatten()], True),
+    "filter of places": ([nn.Conv2d(6, 9, 3, padding=1, bias=False), nn.MaxPool2d(2)], True),
+    "filter and a mean": ([nn.Conv2d(6, 9, 1), nn.GELU(), Calls(lambda x: x.mean([-1, -2]))], True),
+    "softmax": ([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 9), nn.Softmax(1)], False),
+    "groups": ([nn.Conv2d(6, 9, 1, groups=3), nn.AdaptiveAvgPool2d(1), nn.Flatten()], False),
+    "mean of the channels": (
+        [nn.Conv2d(6, 8, 1), Calls(lambda x: x.mean(1, keepdim=True).expand(-1, 9, -1, -1))],
+        False,
+    ),
+    "channels with places": ([nn.MaxPool2d(4), nn.Conv2d(6, 3, 1), nn.Flatten()], False),
+    "rows for channels": ([Calls(lambda x: x.permute(0, 2, 3, 1)), nn.Linear(6, 5), Calls(lambda x: x[:, :9])], False),
+    "used twice": ([nn.Conv2d(6, 9, 1), Calls(lambda x: x + x.amax((1, 2, 3), keepdim=True))], False),
+    "taken twice": ([nn.Conv2d(6, 9, 1), Calls(lambda x: x.relu().mean((2, 3)) * x.sum())], False),
+    "no filter": ([Calls(lambda x: torch.cat([x, x[:, :3]], 1).relu())], False),
+}
+
+
+@pytest.mark.parametrize("head", FEWER_CHANNELS)
+@torch.no_grad()
+def test_only_the_channels_that_are_read_are_computed(head):
+    """By the last filter or product, where what follows keeps the channels apart."""
+    layers, fewer = FEWER_CHANNELS[head]
+    torch.manual_seed(0)
+    model, images, size = nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU(), *layers).double().eval(), image(12, 11), (4, 5)
+    firsts, channels = spread((12, 11), size), torch.tensor([1, 7])
+    (clean,), (output,), outputs = clean_passes(model, images, read=lambda output: channels)
+    assert clean.contents[output].shape[1] == (2 if fewer else outputs.shape[1])
+    windows = Windows.sliding(images.shape[1:], (4, *size), (1, 1, 1))
+    chosen = np.asarray([np.flatnonzero((first == windows.starts[1:].T).all(1))[0] for first in firsts.T])
+    found = Plan(clean, firsts, size).run(windows.patches(images[0], torch.zeros((), dtype=images.dtype), chosen))
+    found, expected = clean.with_all_channels(output, found.whole(output)), whole(model, images, size, firsts)
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found[:, channels], expected[:, channels], rtol=1e-10, atol=1e-10)
+    assert not fewer or not found[:, [0, 2, 3, 4, 5, 6, 8]].any()
+
+
 def test_only_what_changed_is_computed():
     """On a plain chain the boxes are Krypton's: worked out by hand."""
     model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.MaxPool2d(2), nn.Conv2d(4, 4, 5, padding=2)).double()

@@ -11,7 +11,7 @@ from torch import Tensor
 from deconvviz.incremental.crops import CleanValue
 from deconvviz.incremental.forms import row_of
 from deconvviz.incremental.kernels import Kernel, filtering, product
-from deconvviz.incremental.rewriting import cheaper
+from deconvviz.incremental.rewriting import cheaper, of_channels
 from deconvviz.incremental.whole import whole
 from deconvviz.rules.linear import each, filter_arguments
 from deconvviz.tape import Step, Tape, flatten
@@ -26,12 +26,16 @@ class CleanPass:
     Args:
         tape: a complete pass of a single image (1, C, *S).
         wanted: the values that will be asked for.
+        channels: which channels of the first of them are; the others need not be computed.
     """
 
-    def __init__(self, tape: Tape, wanted: Sequence[int]) -> None:
+    def __init__(self, tape: Tape, wanted: Sequence[int], channels: Tensor | None = None) -> None:
         self.tape, self.wanted = tape, tuple(wanted)
         (self.input,) = tape.inputs
-        self.steps = cheaper(tape.leading_to(*wanted), tape.values, self.wanted)
+        steps = tape.leading_to(*wanted)
+        fewer = None if channels is None else of_channels(steps, tape.values, wanted[0], channels, wanted)
+        self._channels = None if fewer is None else channels
+        self.steps = cheaper(fewer or steps, tape.values, self.wanted)
         self.last = {value: i for i, step in enumerate(self.steps) for value in step.inputs}
         self.contents = self._run(tape.tensors[0])
         self._values: dict[object, CleanValue] = {}
@@ -53,6 +57,14 @@ class CleanPass:
             content = self.contents[value]
             self._values[key] = CleanValue(content if part is None else content.narrow(*part), axes)
         return self._values[key]
+
+    def with_all_channels(self, value: int, content: Tensor) -> Tensor:
+        """What a value (W, ...) holds, zero in the channels that are not computed."""
+        if self._channels is None or value != self.wanted[0]:
+            return content
+        shape = list(content.shape)
+        shape[1] = self.tape.values[value].shape[1]
+        return content.new_zeros(shape).index_copy_(1, self._channels.to(content.device), content)
 
     def kernel(self, step: Step) -> Kernel:
         """A recorded convolution, without its padding, or a linear step; made ready once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 
@@ -37,6 +38,70 @@ def cheaper(steps: Sequence[Step], values: Sequence[Value], wanted: Collection[i
     steps = _in_pairs(steps, wanted, lambda step, after: _pooled_later(step, after, numbers))
     steps = _in_pairs(steps, wanted, lambda step, after: _pooled_first(step, after, numbers, values))
     return _in_pairs(steps, wanted, lambda step, after: _apart(step, after, numbers, values))
+
+
+def of_channels(
+    steps: Sequence[Step], values: Sequence[Value], value: int, channels: Tensor, wanted: Collection[int]
+) -> list[Step] | None:
+    """The same steps where of a value's channels only some are computed: the last filter or product has only these.
+
+    Args:
+        steps, values, wanted: as of :func:`cheaper`.
+        value: a value (1, C, ...) that no step takes.
+        channels: their numbers.
+
+    Returns:
+        ``None`` where what follows the last filter mixes its channels, or another needs them all.
+    """
+    by = {step.outputs[0]: i for i, step in enumerate(steps) if len(step.outputs) == 1}
+    taken = [taken for step in steps for taken in set(step.inputs)]
+    while value in by:
+        i, step = by[value], steps[by[value]]
+        if step.operation in FILTERS or step.operation == "linear":
+            few = _with_channels(step, values, channels)
+            return None if few is None else [*steps[:i], few, *steps[i + 1 :]]
+        if not _keeps_channels(step, values) or taken.count(step.inputs[0]) > 1 or step.inputs[0] in wanted:
+            return None
+        (value,) = step.inputs
+    return None
+
+
+CHANNELWISE = (
+    "relu relu6 hardtanh leaky_relu elu selu celu gelu silu hardswish mish softplus sigmoid hardsigmoid tanh "
+    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d avg_pool1d avg_pool2d avg_pool3d "
+    "max_pool1d max_pool2d max_pool3d dropout dropout1d dropout2d dropout3d contiguous"
+)
+"""What treats every channel alike, and by itself."""
+
+
+def _keeps_channels(step: Step, values: Sequence[Value]) -> bool:
+    """Whether a step's channels come from the same channels of its one input."""
+    if not first_alone(step) or len(values[step.inputs[0]].shape) < 2:
+        return False
+    shape = values[step.inputs[0]].shape
+    if step.operation == "flatten":
+        return step.argument(1, "start_dim", 0) == 1 and math.prod(shape[2:]) == 1
+    if step.operation == "mean":
+        dims = step.argument(1, "dim")
+        dims = (dims,) if isinstance(dims, int) else dims or (0,)
+        return not {d % len(shape) for d in dims} & {0, 1}
+    return step.operation in CHANNELWISE.split()
+
+
+def _with_channels(step: Step, values: Sequence[Value], channels: Tensor) -> Step | None:
+    """A filter or product of fewer channels."""
+    if not first_alone(step):
+        return None
+    if step.operation == "linear":
+        weight, bias, geometry = step.argument(1, "weight"), step.argument(2, "bias"), ()
+        if len(values[step.output].shape) != 2:
+            return None
+    else:
+        weight, bias, *geometry = filter_arguments(*step.arguments, **step.keywords)
+        if geometry[-1] != 1 or len(values[step.output].shape) != weight.dim():
+            return None
+    few = [None if part is None else part.detach()[channels.to(part.device)] for part in (weight, bias)]
+    return replace(step, arguments=(Slot(0), *few, *geometry), keywords={})
 
 
 def _in_pairs(

@@ -17,6 +17,7 @@ torch.Size([1, 3, 16, 16])
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -229,7 +230,8 @@ class OcclusionSensitivity(PerturbationAttribution):
         def watched() -> tuple[list[CleanPass], int, Tensor]:
             if len(tensors) > 1:
                 raise UnsupportedModel(f"the model takes {len(tensors)} inputs")
-            passes, (output,), outputs = clean_passes(model.function, tensors[0], model.additional or ())
+            images, read = tensors[0], functools.partial(model.read, len(tensors[0]))
+            passes, (output,), outputs = clean_passes(model.function, images, model.additional or (), read=read)
             alone = clean = model.select(outputs, 1)
             if len(tensors[0]) > 1:
                 clean = model.clean(tensors)
@@ -241,11 +243,13 @@ class OcclusionSensitivity(PerturbationAttribution):
         if found is None:
             return None, model.clean(tensors)
         passes, output, clean = found
-        reference = model.select(torch.cat([p.contents[output] for p in passes]), 1).reshape(1, -1)
+        contents = [p.with_all_channels(output, p.contents[output]) for p in passes]
+        reference = model.select(torch.cat(contents), 1).reshape(1, -1)
 
         def changes(outcomes: Sequence[Outcome], count: int) -> Rows:
             """The model's own clean outputs, and what the windows change: nothing is exactly nothing."""
-            outputs = torch.stack([outcome.whole(output) for outcome in outcomes], 1).flatten(0, 1)
+            wholes = [p.with_all_channels(output, o.whole(output)) for p, o in zip(passes, outcomes, strict=True)]
+            outputs = torch.stack(wholes, 1).flatten(0, 1)
             return {"output": clean.reshape(1, -1) + (model.select(outputs, count).reshape(count, -1) - reference)}
 
         return IncrementalEngine(passes, tensors[0], windows[0], fills[0], changes), clean
@@ -289,6 +293,14 @@ class _Selected:
                 "that gives one"
             )
         return self.select(output, count)
+
+    def read(self, count: int, output: Tensor) -> Tensor | None:
+        """Which channels of outputs like one (1, C, ...) the target is in, for ``count`` images; ``None`` for all."""
+        if output.dim() < 2:
+            return None
+        numbers = torch.arange(output.shape[1], device=output.device).view(1, -1, *[1] * (output.dim() - 2))
+        channels = self.select(numbers.expand(count, *output.shape[1:]).float(), 1).unique().long()
+        return channels if len(channels) < output.shape[1] else None
 
     def select(self, outputs: Tensor, count: int) -> Tensor:
         """The target's numbers in raw outputs of ``count`` copies."""

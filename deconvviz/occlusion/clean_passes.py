@@ -19,9 +19,20 @@ Result = TypeVar("Result")
 
 
 def clean_passes(
-    function: Callable[..., Any], images: Tensor, additional: Sequence[Any] = (), layer: Layer | None = None
+    function: Callable[..., Any],
+    images: Tensor,
+    additional: Sequence[Any] = (),
+    layer: Layer | None = None,
+    read: Callable[[Tensor], Tensor | None] = lambda output: None,
 ) -> tuple[list[CleanPass], tuple[int, ...], Tensor]:
     """Watch a pass for each of the images (N, C, *S).
+
+    Args:
+        function: the model.
+        images: the images.
+        additional: what else it takes.
+        layer: a layer whose output is asked for too.
+        read: which channels of an output (1, C, ...) are asked for, ``None`` for all.
 
     Returns:
         The passes; the values of the model's output and, if asked for, of the layer's; and the model's own outputs
@@ -53,7 +64,7 @@ def clean_passes(
         if found not in ((), tuple(wanted)):
             raise UnsupportedModel("the pass takes another course for another image")
         found = tuple(wanted)
-        passes.append(CleanPass(tape, wanted))
+        passes.append(CleanPass(tape, wanted, read(output)))
         outputs.append(output)
     return passes, found, torch.cat(outputs)
 
