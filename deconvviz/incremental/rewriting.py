@@ -93,13 +93,12 @@ def _with_channels(step: Step, values: Sequence[Value], channels: Tensor) -> Ste
     if not first_alone(step):
         return None
     if step.operation == "linear":
-        weight, bias, geometry = step.argument(1, "weight"), step.argument(2, "bias"), ()
-        if len(values[step.output].shape) != 2:
-            return None
+        weight, bias, geometry, rank = step.argument(1, "weight"), step.argument(2, "bias"), [], 2
     else:
         weight, bias, *geometry = filter_arguments(*step.arguments, **step.keywords)
-        if geometry[-1] != 1 or len(values[step.output].shape) != weight.dim():
-            return None
+        rank = weight.dim()
+    if len(values[step.output].shape) != rank or (geometry and geometry[-1] != 1):  # groups
+        return None
     few = [None if part is None else part.detach()[channels.to(part.device)] for part in (weight, bias)]
     return replace(step, arguments=(Slot(0), *few, *geometry), keywords={})
 
