@@ -74,8 +74,10 @@ def test_shuffled_weights_are_the_same_values_elsewhere():
 
 
 def test_only_the_last_call_can_be_compared():
-    model = build("resnet18")
-    assert compare(model, IMAGE, "layer1.0.relu#2", 3).label == "layer1.0.relu#2 map 3"
+    model, layer = build("resnet18"), "layer1.0.relu#2"
+    found = compare(model, IMAGE, layer, 3)
+    assert found.label == "layer1.0.relu#2 map 3"
+    assert torch.equal(found.deconvnet, Deconvnet(model).project(layer, 3, inputs=IMAGE, seed="one")[0])
     with pytest.raises(InvalidInput, match="not the last call, 'layer1.0.relu#2'"):
         compare(model, IMAGE, "layer1.0.relu#1", 3)
 
