@@ -395,6 +395,27 @@ def test_every_kind_of_data_gives_the_same_bits_as_a_tensor(source):
     assert all(torch.equal(a, b) for a, b in zip(ours.patches, theirs.patches, strict=True))
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_data_of_a_wrong_kind_is_refused_before_all_of_it_is_read(stream):
+    """But not for some images that can't be read, whatever the reason."""
+    asked = []
+
+    class Numbers(Mapped):
+        def __getitem__(self, i):
+            asked.append(i)
+            return self.x[i]
+
+    items = list(range(250))
+    data = Numbers(items)
+    with pytest.raises(
+        InvalidInput, match="100 images up to number 99 .* all for one reason: InvalidInput: the item is a int"
+    ):
+        fit(Stream(items) if stream else data)
+    assert stream or max(asked) == 99
+    few = [None] * 99 + [*images()[:3]]
+    assert fit(Stream(few) if stream else few).found.layers[0].seen == 3
+
+
 def test_a_loaders_choice_of_items_is_kept():
     x = images()
     chosen = [3, 25, 4, 11, 12]

@@ -30,6 +30,8 @@ from deconvviz.models.zoo import Transform
 
 PROBES = 8
 """How many images of a data set are read to tell it from others."""
+ALIKE = 100
+"""After so many images in a row that could not be read, all for one reason, no others are tried."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +98,17 @@ class Images:
 
     def sample(self) -> Tensor:
         """The first image that can be read; raises :class:`InvalidInput` if there is none."""
-        reason = "it is empty"
+        reason, alike = "it is empty", 0
         turns = self._stream() if self.streams else map(self.read, self.order)
-        for _, item in itertools.islice(turns, self.limit):
+        for number, item in itertools.islice(turns, self.limit):
             if isinstance(item, Tensor):
                 return item
+            alike = alike + 1 if item == reason else 1
             reason = item
+            if alike == ALIKE:
+                raise InvalidInput(
+                    f"{ALIKE} images up to number {number} could not be read, all for one reason: {item}"
+                )
         raise InvalidInput(f"no image of the data could be read: {reason}")
 
     def describe(self) -> dict[str, Any]:

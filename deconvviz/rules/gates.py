@@ -71,35 +71,34 @@ def _slope(k: int, step: Step, values: Sequence[Value]) -> Tensor | None:
     So much of a large activation passes: x * relu6(x + 3) goes to 6 x. Of a map that was scaled by a number before, the
     gate may be a function of what was scaled.
     """
-    gate, number = values[step.inputs[k]], step.inputs[1 - k]
-    if step.operation != "mul" or gate.gate is None or gate.shape != values[number].shape:
+    gate, source = step.inputs[k], step.inputs[1 - k]
+    if step.operation != "mul" or values[gate].gate is None or values[gate].shape != values[source].shape:
         return None
-    while not _function_of(number, step.inputs[k], values):
-        before = values[number].step
+    while not _function_of(source, gate, values):
+        before = values[source].step
         if before is None or before.operation not in SCALES.split() or len(before.inputs) != 1:
             return None
-        (number,) = before.inputs
-    map = values[number]
+        (source,) = before.inputs
     with torch.no_grad():
-        far = [torch.full([1] * len(map.shape), end, dtype=map.dtype) for end in (math.inf, -math.inf)]
-        slope = torch.maximum(*(_at(cell, number, step.inputs[k], values) for cell in far))
+        ones = torch.ones([1] * len(values[source].shape), dtype=values[source].dtype, device="cpu")
+        slope = torch.maximum(*(_at(ones * end, source, gate, values) for end in (math.inf, -math.inf)))
     return slope if bool(slope.isfinite().all()) else None
 
 
-def _function_of(map: int, value: int, values: Sequence[Value]) -> bool:
-    """Whether each cell of a value is computed from the same cell of a map, and from nothing else of the input."""
+def _function_of(source: int, value: int, values: Sequence[Value]) -> bool:
+    """Whether each cell of a value is computed from the same cell of another, and from nothing else of the input."""
     step = values[value].step
-    if value == map or step is None or step.operation not in (SCALES + " " + CELLWISE).split():
-        return value == map
-    return all(_function_of(map, each, values) for each in reversed(step.inputs))
+    if value == source or step is None or step.operation not in (SCALES + " " + CELLWISE).split():
+        return value == source
+    return all(_function_of(source, each, values) for each in reversed(step.inputs))
 
 
-def _at(cell: Tensor, map: int, value: int, values: Sequence[Value]) -> Tensor:
-    """What a function of a map gives for a cell of it, (1, ..., 1) or for each channel."""
+def _at(cell: Tensor, source: int, value: int, values: Sequence[Value]) -> Tensor:
+    """What a value that is a function of another holds where that holds ``cell``, (1, ..., 1)."""
     step = values[value].step
-    if value == map or step is None:
+    if value == source or step is None:
         return cell
-    return step.call(*(_at(cell, map, each, values) for each in step.inputs))
+    return step.call(*(_at(cell, source, each, values) for each in step.inputs))
 
 
 def _broadcast(value: Value, other: Value) -> bool:
