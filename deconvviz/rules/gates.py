@@ -74,31 +74,38 @@ def _slope(k: int, step: Step, values: Sequence[Value]) -> Tensor | None:
     gate, source = step.inputs[k], step.inputs[1 - k]
     if step.operation != "mul" or values[gate].gate is None or values[gate].shape != values[source].shape:
         return None
-    while not _function_of(source, gate, values):
+    while (way := _cell_by_cell(source, gate, values)) is None:
         before = values[source].step
         if before is None or before.operation not in SCALES.split() or len(before.inputs) != 1:
             return None
         (source,) = before.inputs
-    with torch.no_grad():
-        ones = torch.ones([1] * len(values[source].shape), dtype=values[source].dtype, device="cpu")
-        slope = torch.maximum(*(_at(ones * end, source, gate, values) for end in (math.inf, -math.inf)))
+    ones = torch.ones([1] * len(values[source].shape), dtype=values[source].dtype, device="cpu")
+    ends = []
+    for end in (math.inf, -math.inf):
+        held = {source: ones * end}
+        for value, how in way:
+            with torch.no_grad():
+                held[value] = how.call(*(held[each] for each in how.inputs))
+        ends.append(held[gate])
+    slope = torch.maximum(*ends)
     return slope if bool(slope.isfinite().all()) else None
 
 
-def _function_of(source: int, value: int, values: Sequence[Value]) -> bool:
-    """Whether each cell of a value is computed from the same cell of another, and from nothing else of the input."""
-    step = values[value].step
-    if value == source or step is None or step.operation not in (SCALES + " " + CELLWISE).split():
-        return value == source
-    return all(_function_of(source, each, values) for each in reversed(step.inputs))
+def _cell_by_cell(source: int, value: int, values: Sequence[Value]) -> list[tuple[int, Step]] | None:
+    """The values, and their steps, by which each cell of a value is computed from the same cell of another.
 
-
-def _at(cell: Tensor, source: int, value: int, values: Sequence[Value]) -> Tensor:
-    """What a value that is a function of another holds where that holds ``cell``, (1, ..., 1)."""
-    step = values[value].step
-    if value == source or step is None:
-        return cell
-    return step.call(*(_at(cell, source, each, values) for each in step.inputs))
+    ``None`` if it is computed from anything else of the input too.
+    """
+    way: dict[int, Step] = {}
+    ahead = {value}.difference((source,))
+    while ahead:
+        value = ahead.pop()
+        step = values[value].step
+        if step is None or step.operation not in (SCALES + " " + CELLWISE).split():
+            return None
+        way[value] = step
+        ahead.update(set(step.inputs).difference(way, (source,)))
+    return sorted(way.items(), key=lambda item: item[0])
 
 
 def _broadcast(value: Value, other: Value) -> bool:
