@@ -584,6 +584,10 @@ FEWER_CHANNELS = {
     ),
     "channels with places": ([nn.MaxPool2d(4), nn.Conv2d(6, 3, 1), nn.Flatten()], False),
     "rows for channels": ([Calls(lambda x: x.permute(0, 2, 3, 1)), nn.Linear(6, 5), Calls(lambda x: x[:, :9])], False),
+    "rows for a pool": (
+        [Calls(lambda x: x.flatten(2)), nn.Conv1d(6, 16, 1), Calls(lambda x: F.avg_pool2d(x, (2, 3)))],
+        False,
+    ),
     "used twice": ([nn.Conv2d(6, 9, 1), Calls(lambda x: x + x.amax((1, 2, 3), keepdim=True))], False),
     "taken twice": ([nn.Conv2d(6, 9, 1), Calls(lambda x: x.relu().mean((2, 3)) * x.sum())], False),
     "no filter": ([Calls(lambda x: torch.cat([x, x[:, :3]], 1).relu())], False),

@@ -20,6 +20,7 @@ from deconvviz.correspondence import correspondence
 from deconvviz.diagnostics import diagnose
 from deconvviz.errors import NoForwardPass, UnsupportedModel
 from deconvviz.evidence import evidence
+from deconvviz.incremental import CleanPass
 from deconvviz.invariance import invariance
 
 torch.set_num_threads(1)
@@ -63,6 +64,24 @@ def test_a_projection_leaves_nothing_for_the_garbage_collector():
 
 
 # ── beside other code ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "mobilenet_v3_small"])
+@pytest.mark.parametrize("how", ["attribute", "maps"])
+def test_a_sweep_leaves_nothing_for_the_garbage_collector(name, how):
+    """The clean pass, which holds the image's feature maps and prepared weights, goes with its last reference."""
+    model, images = torchvision.models.get_model(name, weights=None).eval(), torch.randn(1, 3, 64, 64)
+    sensitivity = OcclusionSensitivity(model, engine="incremental")
+    gc.collect()
+    gc.disable()
+    try:
+        if how == "attribute":
+            sensitivity.attribute(images, (3, 16, 16), (3, 16, 16), target=1)
+        else:
+            sensitivity.maps(images, 16, 16, "features.2")
+        assert not any(isinstance(item, CleanPass) for item in gc.get_objects())
+    finally:
+        gc.enable()
 
 
 def test_two_deconvnets_record_one_pass():

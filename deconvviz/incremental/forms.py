@@ -55,7 +55,7 @@ def filtered(group: Group, step: Step) -> Work | None:
     space = group.shape(step.outputs[0])[2:]
     out = region.through(kernel, stride, before, space)
     wanted = out.read_by(kernel, stride, before)
-    return Work([out], lambda batch: group.clean.kernel(step)(batch.read(step.inputs[0], wanted)))
+    return Work([out], lambda batch: batch.clean.kernel(step)(batch.read(step.inputs[0], wanted)))
 
 
 def pointwise(group: Group, step: Step) -> Work | None:
@@ -132,7 +132,7 @@ def concatenated(group: Group, step: Step) -> Work | None:
     stale = _runs(smaller, lengths)
 
     def run(batch: Batch) -> Tensor:
-        crops, clean = batch.crops(step.inputs[0]), group.clean
+        crops, clean = batch.crops(step.inputs[0]), batch.clean
         output = crops.new_empty(len(crops), *region.size, *rest, dtype=clean.contents[joined].dtype)
         output = from_rows(output, region.axes)
         for start, length in stale:

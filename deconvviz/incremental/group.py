@@ -102,7 +102,7 @@ class Batch:
     """Some windows on their way through the steps: what each value holds, in its boxes or whole."""
 
     def __init__(self, clean: CleanPass, regions: Mapping[int, Region | None], held: dict[int, Tensor]) -> None:
-        self._clean, self._regions, self.held = clean, regions, held
+        self.clean, self._regions, self.held = clean, regions, held
 
     def crops(self, value: int) -> Tensor:
         """What the boxes of a value hold."""
@@ -114,11 +114,11 @@ class Batch:
         region, crops = boxes_of(self._regions, value), self.held[value]
         crops = crops if part is None else crops.narrow(*part)
         changed = crops.sum(region.axes, dtype=at_least_float32(crops))
-        return changed - self._clean.value(value, region.axes, part).sums(region)
+        return changed - self.clean.value(value, region.axes, part).sums(region)
 
     def total(self, value: int, fmap: int) -> Tensor:
         """(B,): a feature map's total activation, on axis 1 of a value."""
-        region, clean = self._regions.get(value), self._clean.contents[value]
+        region, clean = self._regions.get(value), self.clean.contents[value]
         if region is None or 1 in region.axes:
             whole = self.whole(value)[:, fmap]
             return whole.reshape(len(whole), -1).sum(1, dtype=at_least_float32(whole))
@@ -129,7 +129,7 @@ class Batch:
         region, crops = boxes_of(self._regions, value), self.held[value]
         if wanted is region:
             return crops
-        return read(self._clean.value(value, region.axes), region, crops, wanted, fill)
+        return read(self.clean.value(value, region.axes), region, crops, wanted, fill)
 
     def whole(self, value: int) -> Tensor:
         """A value whole: (B, ...) if it has a batch axis of one, else (B, *its shape)."""

@@ -34,10 +34,7 @@ def filtering(
         return convolve(boxes, weight, bias, stride, padding, dilation, groups)
 
     fits = weight.shape[2:] == (3, 3) and groups == 1 and {*stride, *dilation} == {1} and weight.device.type == "cpu"
-    precise = autocast is None and weight.dtype in (
-        torch.float32,
-        torch.float64,
-    )  # its sums round in that dtype
+    precise = autocast is None and weight.dtype in (torch.float32, torch.float64)  # its sums round in that type
     return Winograd(weight, bias, direct) if fits and precise else direct
 
 

@@ -85,6 +85,8 @@ def _keeps_channels(step: Step, values: Sequence[Value]) -> bool:
         dims = step.argument(1, "dim")
         dims = (dims,) if isinstance(dims, int) else dims or (0,)
         return not {d % len(shape) for d in dims} & {0, 1}
+    if "pool" in step.operation and len(shape) != step.spatial + 2:  # without a batch axis, axis 1 is one of places
+        return False
     return step.operation in CHANNELWISE.split()
 
 

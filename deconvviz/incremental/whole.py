@@ -41,7 +41,7 @@ def whole(clean: CleanPass, step: Step, takes_batch: TakesBatch, in_place: bool)
     def run(batch: Batch) -> Any:
         tensors = [batch.whole(value) for value in step.inputs]
         if padding is not None:
-            return clean.kernel(step)(*tensors, *padding)
+            return batch.clean.kernel(step)(*tensors, *padding)
         return step.overwrite(*tensors) if in_place else step.rerun(*tensors)
 
     return run
