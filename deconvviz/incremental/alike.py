@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deconvviz.incremental.clean import CleanPass
-from deconvviz.incremental.group import Group, largest_group, multiply_adds
+from deconvviz.incremental.group import Group, largest_group
 from deconvviz.incremental.regions import Firsts
 
 CLASSES = 8
@@ -31,8 +31,7 @@ def alike(clean: CleanPass, firsts: Firsts, size: Sequence[int]) -> Labels:
     """
     group = Group(clean, firsts, size, dense_from=np.inf)
     extents, weights = [], []
-    for step in clean.steps:
-        cost = multiply_adds(step, clean.shapes(step))
+    for step, cost in zip(clean.steps, clean.costs, strict=True):
         region = group.regions.get(step.outputs[0]) if step.outputs[0] is not None else None
         if cost and region is not None and len(region.axes) == len(firsts):
             extents.append((region.ends - region.starts) / np.asarray(region.space)[:, None])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from deconvviz.incremental.kernels import Kernel, filtering, product
 from deconvviz.incremental.rewriting import cheaper, of_channels
 from deconvviz.incremental.whole import whole
 from deconvviz.rules.linear import each, filter_arguments
-from deconvviz.tape import Step, Tape, flatten
+from deconvviz.tape import Slot, Step, Tape, flatten
 
 if TYPE_CHECKING:
     from deconvviz.incremental.group import Batch
@@ -38,6 +39,8 @@ class CleanPass:
         self.steps = cheaper(fewer or steps, tape.values, self.wanted)
         self.last = {value: i for i, step in enumerate(self.steps) for value in step.inputs}
         self.contents = self._run(tape.tensors[0])
+        self.costs = [multiply_adds(step, self.shapes(step)) for step in self.steps]
+        """Multiply-adds of each step."""
         self._values: dict[object, CleanValue] = {}
         self._kernels: dict[int, Kernel] = {}
         self._wholes: dict[tuple[int, bool], Callable[[Batch], Any]] = {}
@@ -99,3 +102,13 @@ class CleanPass:
 def channels_last(images: Tensor) -> Tensor:
     """(N, C, H, W) with each pixel's channels together; others as they are."""
     return images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images
+
+
+def multiply_adds(step: Step, shapes: Sequence[Sequence[int]]) -> int:
+    """Of one step on one image: convolutions and matrix products."""
+    if step.operation in ("conv1d", "conv2d", "conv3d"):
+        weight = step.argument(1, "weight")
+        return math.prod(shapes[-1]) * math.prod((shapes[weight.k] if isinstance(weight, Slot) else weight.shape)[1:])
+    if step.operation in ("linear", "matmul", "bmm", "mm") and shapes[0]:
+        return math.prod(shapes[-1]) * int(shapes[0][-1])
+    return 0

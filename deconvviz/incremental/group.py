@@ -91,8 +91,7 @@ class Group:
                     self._fresh.add(value)
         if not work.fresh:  # the output shares the input's memory
             self._fresh.difference_update(step.inputs)
-        cost = multiply_adds(step, self.clean.shapes(step))
-        region = work.regions[0]
+        cost, region = self.clean.costs[i], work.regions[0]
         self.whole_cost += cost
         self.cost += cost if region is None else math.ceil(cost * region.coverage)
         return work
@@ -151,13 +150,3 @@ def boxes_of(regions: Mapping[int, Region | None], value: int) -> Region:
 def largest_group(clean: CleanPass) -> int:
     """:data:`GROUP` for the device of a pass."""
     return GROUP.get(clean.tape.tensors[0].device.type, 256)
-
-
-def multiply_adds(step: Step, shapes: Sequence[Sequence[int]]) -> int:
-    """Of one step on one image: convolutions and matrix products."""
-    if step.operation in ("conv1d", "conv2d", "conv3d"):
-        weight = step.argument(1, "weight")
-        return math.prod(shapes[-1]) * math.prod((shapes[weight.k] if isinstance(weight, Slot) else weight.shape)[1:])
-    if step.operation in ("linear", "matmul", "bmm", "mm") and shapes[0]:
-        return math.prod(shapes[-1]) * int(shapes[0][-1])
-    return 0
