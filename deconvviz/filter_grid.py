@@ -117,7 +117,7 @@ class FilterGrid(Attribution):
 
         Raises:
             InvalidInput: ``data`` is none of these, its images are of several shapes or others each time, or none
-                could be used.
+                could be used (the first hundred decide, if one reason keeps all of them from being read).
             CheckpointError: the checkpoint is damaged, of another model, layers or data, or can't be written: at
                 the start, or at the end, when what was found can still be used and saved elsewhere.
             LayerNotRun, AmbiguousLayer: as their names say.

@@ -63,9 +63,6 @@ def test_a_projection_leaves_nothing_for_the_garbage_collector():
         gc.enable()
 
 
-# ── beside other code ────────────────────────────────────────────────────────────────────────────────────
-
-
 @pytest.mark.parametrize("name", ["squeezenet1_1", "mobilenet_v3_small"])
 @pytest.mark.parametrize("how", ["attribute", "maps"])
 def test_a_sweep_leaves_nothing_for_the_garbage_collector(name, how):
@@ -82,6 +79,9 @@ def test_a_sweep_leaves_nothing_for_the_garbage_collector(name, how):
         assert not any(isinstance(item, CleanPass) for item in gc.get_objects())
     finally:
         gc.enable()
+
+
+# ── beside other code ────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_two_deconvnets_record_one_pass():

@@ -4,7 +4,7 @@ Along an axis, six cells give four outputs of a filter of three taps: by twelve 
 product of polynomials, which is taken at the points 0, +-A, +-B and infinity. In two dimensions that leaves a quarter
 of the products. Three outputs are what four are without the point 0, the first cell and the first output, so tiles of
 both kinds share the weights. At these points the result rounds about as the direct sum does; at the usual +-1 and +-2
-several times worse (Barabasz et al., ACM TOMS 2020).
+two to four times worse (on the choice of points: Barabasz et al., ACM TOMS 2020).
 """
 
 from __future__ import annotations

@@ -81,12 +81,12 @@ def _slope(k: int, step: Step, values: Sequence[Value]) -> Tensor | None:
         (source,) = before.inputs
     ones = torch.ones([1] * len(values[source].shape), dtype=values[source].dtype, device="cpu")
     ends = []
-    for end in (math.inf, -math.inf):
-        held = {source: ones * end}
-        for value, how in way:
-            with torch.no_grad():
+    with torch.no_grad():
+        for end in (math.inf, -math.inf):
+            held = {source: ones * end}
+            for value, how in way:
                 held[value] = how.call(*(held[each] for each in how.inputs))
-        ends.append(held[gate])
+            ends.append(held[gate])
     slope = torch.maximum(*ends)
     return slope if bool(slope.isfinite().all()) else None
 
@@ -122,7 +122,7 @@ def observe_gate(step: Step, values: Sequence[Value], inputs: Sequence[Tensor], 
         of = values[step.inputs[k]].gate
         step.gate = None if of is None else of.step
         step.constant, gate = (k,), inputs[k].detach()
-        slope = _slope(k, step, values)
+        slope = _slope(k, step, values) if step.kind == GENERALISED else None
         kept = slope if slope is not None else gate if step.operation == "mul" else gate.reciprocal()
         step.kept = kept.to(gate, copy=True)
     return run()
