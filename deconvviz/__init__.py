@@ -33,6 +33,7 @@ The package, from what users call down to single steps (imports only go down)::
     plotting, templates     figures and pages of results, which call them and which they do not import
     images                  pictures in and out
     memory, precision       running out of memory; float32 for sums, float64 where a device has it
+    files                   a file that is whole or not there
     errors                  DeconvvizError and its kinds
 """
 

@@ -27,7 +27,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +36,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification
 
 from deconvviz.errors import InvalidInput, PictureError
+from deconvviz.files import replaced
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -299,14 +299,9 @@ def atomic_write(path: str | os.PathLike[str], suffixes: Sequence[str]) -> Itera
     path = Path(path)
     if path.suffix.lower() not in suffixes:
         raise InvalidInput(f"{path} ends in {path.suffix!r}, expected {', '.join(suffixes)}: rename it.")
-    temporary = path.with_name(f".{uuid4().hex}{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with replaced(path) as temporary:
             yield temporary
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         reason = error.strerror or error
         raise PictureError(f"{path} cannot be written ({reason}): choose another folder or format.") from error

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from deconvviz.errors import CheckpointError
+from deconvviz.files import replaced
 from deconvviz.mining.archive import hash_of, model_fingerprint
 from deconvviz.mining.found import require_same
 
@@ -59,14 +60,9 @@ class Checkpoint:
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replace the file in one step; raises :class:`CheckpointError` if it cannot be written."""
-        part = self.path.with_name(f".{self.path.name}.part")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            try:
+            with replaced(self.path) as part:
                 torch.save({"about": self.about, "state": dict(state)}, part)
-                part.replace(self.path)
-            finally:
-                part.unlink(missing_ok=True)
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where the disk is full
             raise CheckpointError(
                 f"{self.path} cannot be written ({error}): make space or choose another place"

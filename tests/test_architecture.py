@@ -27,9 +27,9 @@ LEVELS = [
     ["rules"],
     ["boxes", "switches"],
     ["tape"],
-    ["models", "plotting"],
+    ["models", "plotting", "templates"],
     ["images"],
-    ["memory", "precision"],
+    ["memory", "precision", "files"],
     ["errors"],
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -21,6 +20,7 @@ from deconvviz.demo.results import SIDE, STAGES, Photograph, Pixels, photographs
 from deconvviz.filter_grid import FilterGrid
 from deconvviz.images import atomic_write, save_picture, to_input
 from deconvviz.plotting import save_figure
+from deconvviz.templates import render
 
 SHORT_SIDES = (224, 336, 448)
 """Of the photographs that are cropped, in pixels."""
@@ -70,11 +70,7 @@ def pictures_of(photograph: Photograph) -> Iterator[tuple[str, Pixels]]:
 
 def render_page(shown: Sequence[Photograph]) -> str:
     """The page's HTML; whatever is put in is escaped."""
-    environment = Environment(
-        loader=PackageLoader("deconvviz"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    page = environment.get_template("demo.html")
-    return page.render(photographs=shown, side=SIDE, file_of=file_of)
+    return render("demo.html", photographs=shown, side=SIDE, file_of=file_of)
 
 
 def explore_crops(folder: Path) -> None:

@@ -21,7 +21,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from torch import nn
 from tqdm import tqdm
@@ -31,6 +30,7 @@ from deconvviz.explorer.sheets import PERCENTILE, WALL_SIDE, MapSheet, Sizes, wa
 from deconvviz.grid.layer import GridLayer
 from deconvviz.images import IMAGENET_MEAN, IMAGENET_STD, atomic_write, displayable, to_pixels
 from deconvviz.mining.strongest import EDGES
+from deconvviz.templates import render
 
 TILES_AT_ONCE = 4608
 """Units whose tiles are held in memory together, of one wall's sheet of maps at least."""
@@ -77,16 +77,13 @@ def explore(
         total = sum(len(layer.numbers(fmap)) for fmap in range(len(layer)))
         with tqdm(total=total, unit="unit", desc=layer.name or "(the model)", disable=not progress) as bar:
             _write_layer(layer, shuffled, page.parent / "layers" / str(number), written, mean, std, sizes, bar)
-    environment = Environment(
-        loader=PackageLoader("deconvviz"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     settings = {
         "layers": [_about(layer) for layer in layers],
         "wall": WALL_SIDE,
         "edges": EDGES,
         "blocks": 2 if shuffled is None else 3,
     }
-    html = environment.get_template("explorer.html").render(title=title, settings=_script(settings))
+    html = render("explorer.html", title=title, settings=_script(settings))
     with atomic_write(page, [".html"]) as file:
         file.write_text(html, encoding="utf-8")
     return page

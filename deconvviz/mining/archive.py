@@ -1,8 +1,7 @@
 """Arrays and a JSON header in one file that is never half written, and fingerprints of what it belongs to.
 
 The file is a NumPy ``.npz`` without pickles: it can hold arrays and no code. Every entry has a CRC, so a
-truncated or altered file is refused. A write goes to a temporary file beside it, which then replaces it in one
-step: whoever is killed, or finds the disk full, leaves the old file as it was.
+truncated or altered file is refused.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -24,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from deconvviz.errors import CheckpointError
+from deconvviz.files import replaced
 
 FORMAT = 1
 _HEADER = "header"
@@ -38,17 +37,11 @@ def save_archive(path: str | os.PathLike[str], header: Mapping[str, Any], arrays
     path = Path(path)
     text = json.dumps({"format": FORMAT, **header}, allow_nan=False)
     entries: dict[str, Any] = {**arrays, _HEADER: np.frombuffer(text.encode(), np.uint8)}
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                np.savez_compressed(file, **entries)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replaced(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **entries)
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise CheckpointError(
             f"{path} cannot be written ({error.strerror or error}): make space or choose another place"
