@@ -404,6 +404,15 @@ LAYERS = {
     "mean of all but the batch": Calls(lambda x: x - x.mean((1, 2, 3), keepdim=True)),
     "subtracted mean": Calls(lambda x: x - x.mean((2, 3), keepdim=True)),
     "a map as constant": Calls(lambda x: x * torch.linspace(0, 1, x.shape[3]).double()),
+    "a map added": Calls(lambda x: x + torch.linspace(-1, 1, x[0].numel()).double().view_as(x)),
+    "columns added": Calls(lambda x: torch.linspace(-1, 1, x.shape[2]).double()[:, None] + x),
+    "a larger map": Calls(lambda x: F.avg_pool2d(x, x.shape[2:]) * torch.eye(*x.shape[2:]).double()),
+    "a mask": Calls(lambda x: torch.where(torch.eye(*x.shape[2:]) > 0, 0.5, F.max_pool2d(x, 3, 1, 1))),
+    "added to zeros in place": Calls(lambda x: torch.zeros_like(x).add_(x).add_(F.max_pool2d(x, 3, 1, 1))),
+    "subtracted from a map in place": Calls(
+        lambda x: torch.linspace(-1, 1, x[0].numel()).double().view_as(x).sub_(x.relu(), alpha=2)),
+    "coordinates beside": Calls(lambda x: torch.cat([x[:, :2], torch.eye(*x.shape[2:]).double()[None, None],
+                                                     F.max_pool2d(x[:, :1], 3, 1, 1)], 1)),
     "a channel's constant": Calls(lambda x: x * torch.linspace(0.5, 1, 4).double().view(4, 1, 1)),
     "padded": Calls(lambda x: F.pad(x, (1, 2, 3, 0), value=0.5)),
     "padded channels and cells": Calls(lambda x: F.pad(x, (2, 0, 0, 1, 1, 2), value=0.5)[:, 2:6]),
@@ -539,6 +548,19 @@ def test_sums_do_not_overflow_in_half_precision():
     assert (outcome.whole(output).double() - expected).abs().max() < 0.05
     total = whole(model[:2], images.double(), (32, 32), firsts)[:, 1].sum((1, 2))
     assert (outcome.total(maps, 1).double() / total - 1).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("name", [
+    "a map added", "columns added", "a mask", "added to zeros in place", "subtracted from a map in place",
+    "coordinates beside",
+])  # fmt: skip
+def test_constants_that_differ_from_cell_to_cell_are_read_in_boxes_and_shared_by_whole_values(name, monkeypatch):
+    singly, one_by_one = [], whole_steps._one_by_one
+    monkeypatch.setattr(whole_steps, "_one_by_one", lambda step, *rest: singly.append(step) or one_by_one(step, *rest))
+    plan = agree(around(LAYERS[name]), image(26, 24), (2, 3), spread((26, 24), (2, 3)))
+    assert None not in plan.groups[0].regions.values()
+    plan = agree(around(LAYERS[name]), image(26, 24), (23, 22), spread((26, 24), (23, 22)))
+    assert plan.groups[0].whole_from == 0 and {step.operation for step in singly} <= {"getitem"}
 
 
 def test_pictures_that_become_sequences():

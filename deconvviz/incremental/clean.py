@@ -61,6 +61,16 @@ class CleanPass:
             self._values[key] = CleanValue(content if part is None else content.narrow(*part), axes)
         return self._values[key]
 
+    def constant(self, tensor: Tensor, rank: int, axes: tuple[int, ...], space: Sequence[int]) -> CleanValue:
+        """A constant of the pass, broadcast to ``rank`` axes and to an extent ``space`` along some, to gather boxes
+        from."""
+        if (id(tensor), axes) not in self._values:
+            shape = [1] * (rank - tensor.dim()) + list(tensor.shape)
+            for axis, extent in zip(axes, space, strict=True):
+                shape[axis] = extent
+            self._values[id(tensor), axes] = CleanValue(tensor.detach().expand(shape), axes)
+        return self._values[id(tensor), axes]
+
     def with_all_channels(self, value: int, content: Tensor) -> Tensor:
         """What a value (W, ...) holds, zero in the channels that are not computed."""
         if self._channels is None or value != self.wanted[0]:

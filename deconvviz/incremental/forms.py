@@ -8,7 +8,7 @@ besides what of them goes as one batch.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -35,7 +35,7 @@ from deconvviz.incremental.whole import (
     of_rows,
     undrawn,
 )
-from deconvviz.incremental.work import Form, Work, first_alone, trailing
+from deconvviz.incremental.work import Form, Work, first_alone, opened, target, trailing
 from deconvviz.rules.linear import each, filter_arguments
 from deconvviz.tape import Slot, Step, flatten
 
@@ -59,18 +59,23 @@ def filtered(group: Group, step: Step) -> Work | None:
 
 
 def pointwise(group: Group, step: Step) -> Work | None:
-    """Each cell from the same cell of every operand; constants are the same in every cell."""
+    """Each cell from the same cell of every operand; also of constants that differ from cell to cell."""
     rank = len(group.shape(step.outputs[0]))
     regions = [group.region(value) for value in step.inputs]
     if any(r.axes != regions[0].axes or r.space != regions[0].space for r in regions[1:]) or any(
         len(group.shape(value)) != rank for value in step.inputs
     ):
         return None
+    axes, space = regions[0].axes, regions[0].space
     for constant in flatten([step.arguments, step.keywords]):
         shape = [1] * (rank - constant.dim()) + list(constant.shape)
-        if len(shape) > rank or any(shape[axis] != 1 for axis in (0, *regions[0].axes)):
+        if len(shape) > rank or any(shape[axis] not in (1, n) for axis, n in zip((0, *axes), (1, *space), strict=True)):
             return None
-    return _on_cells(group, step, union(regions))
+
+    def differs(constant: Tensor) -> bool:
+        return constant is target(step) or any(n != 1 for n in constant.shape[axes[0] - rank :])
+
+    return _on_cells(group, step, union(regions), differs)
 
 
 def channelwise(group: Group, step: Step) -> Work | None:
@@ -103,32 +108,40 @@ def reduced(group: Group, step: Step) -> Work | None:
     return Work([region.at(axes)], lambda batch: step.rerun(batch.crops(step.inputs[0])))
 
 
-def _on_cells(group: Group, step: Step, region: Region) -> Work:
-    """Call a step on boxes as it would be on whole values; in place if nobody else needs what it overwrites."""
-    in_place = group.may_overwrite(step)
+def _on_cells(
+    group: Group, step: Step, region: Region, differs: Callable[[Tensor], bool] = lambda constant: False
+) -> Work:
+    """Call a step on boxes as it would be on whole values; in place if nobody else needs what it overwrites.
+
+    Of the constants that ``differs`` says differ from cell to cell it takes the boxes too.
+    """
+    in_place, rank = group.may_overwrite(step), len(group.shape(step.outputs[0]))
+    step, constants = opened(step, differs)
+    maps = [group.clean.constant(constant, rank, region.axes, region.space) for constant in constants]
 
     def run(batch: Batch) -> Any:
         boxes = [batch.read(value, region) for value in step.inputs]
+        boxes += [clean_boxes(constant, region) for constant in maps]
         return step.overwrite(*boxes) if in_place else step.rerun(*boxes)
 
     return Work([region], run)
 
 
 def concatenated(group: Group, step: Step) -> Work | None:
-    """Along channels, over the boxes that hold all of the terms'."""
+    """Along channels, over the boxes that hold all of the terms' changes; constants are as in the clean pass."""
     regions = [group.region(value) for value in step.inputs]
     rank, dim = len(group.shape(step.outputs[0])), step.argument(1, "dim", 0)
     terms = step.argument(0, "tensors")
     if (
         dim % rank in (0, *regions[0].axes)
-        or any(not isinstance(item, Slot) for item in terms)
+        or any(isinstance(item, Tensor) and item.dim() != rank for item in terms)
         or any(r.axes != regions[0].axes for r in regions[1:])
     ):
         return None
     region, joined = union(regions), step.output
     rest = [n for axis, n in enumerate(group.shape(joined)) if axis not in (0, *region.axes)]
-    lengths = [group.shape(step.inputs[item.k])[dim] for item in terms]
-    smaller = [not regions[item.k].same(region) for item in terms]
+    lengths = [group.shape(step.inputs[item.k])[dim] if isinstance(item, Slot) else item.shape[dim] for item in terms]
+    smaller = [not isinstance(item, Slot) or not regions[item.k].same(region) for item in terms]
     stale = _runs(smaller, lengths)
 
     def run(batch: Batch) -> Tensor:
@@ -139,7 +152,8 @@ def concatenated(group: Group, step: Step) -> Work | None:
             part = clean.value(joined, region.axes, (dim, start, length))
             clean_boxes(part, region, out=output.narrow(dim, start, length))
         for item, part in zip(terms, output.split(lengths, dim), strict=True):
-            lay(part, region, batch.crops(step.inputs[item.k]), regions[item.k])
+            if isinstance(item, Slot):
+                lay(part, region, batch.crops(step.inputs[item.k]), regions[item.k])
         return output
 
     return Work([region], run)

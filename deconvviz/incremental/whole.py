@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from deconvviz.incremental.work import first_alone
+from deconvviz.incremental.work import first_alone, opened, target
 from deconvviz.rules.linear import each, filter_arguments
 from deconvviz.tape import Step, flatten
 
@@ -36,10 +36,13 @@ def whole(clean: CleanPass, step: Step, takes_batch: TakesBatch, in_place: bool)
         shapes, lacking = [(1, *shape) for shape in shapes], [False] * len(shapes)
     if any(lacking) or not takes_batch(step, shapes):
         return _one_by_one(step, lacking)
-    padding = _kernel_padding(step)
+    padding, rank = _kernel_padding(step), len(shapes[0])
+    step, constants = opened(step, lambda constant: takes_batch is joined or constant is target(step))
 
     def run(batch: Batch) -> Any:
         tensors = [batch.whole(value) for value in step.inputs]
+        own = len(tensors[0]), *[-1] * (rank - 1)  # of each window
+        tensors += [constant.expand(own) for constant in constants]
         if padding is not None:
             return batch.clean.kernel(step)(*tensors, *padding)
         return step.overwrite(*tensors) if in_place else step.rerun(*tensors)
@@ -119,9 +122,10 @@ def attention(step: Step, shapes: Shapes) -> bool:
 
 
 def joined(step: Step, shapes: Shapes) -> bool:
-    """A concatenation along another axis, without constants."""
-    constants, rank = flatten([step.arguments, step.keywords]), len(shapes[0])
-    return not constants and step.argument(1, "dim", 0) % rank > 0 and all(len(shape) == rank for shape in shapes)
+    """A concatenation along another axis, with constants of one row."""
+    shapes = [*shapes, *[tuple(constant.shape) for constant in flatten([step.arguments, step.keywords])]]
+    rank = len(shapes[0])
+    return step.argument(1, "dim", 0) % rank > 0 and all(len(shape) == rank and shape[0] == 1 for shape in shapes)
 
 
 def along_another(step: Step, shapes: Shapes) -> bool:

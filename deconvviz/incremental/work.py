@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from deconvviz.incremental.regions import Region
 from deconvviz.tape import Slot, Step
@@ -27,6 +29,27 @@ class Work:
 
 
 Form = Callable[["Group", Step], Work | None]
+
+
+def target(step: Step) -> Any:
+    """What a step that works in place writes to: a slot or a constant; ``None`` of others."""
+    return step.argument(step.written, "") if isinstance(step.written, int) else step.keywords.get(step.written or "")
+
+
+def opened(step: Step, chosen: Callable[[Tensor], bool]) -> tuple[Step, list[Tensor]]:
+    """The step, or one that takes those of its constants that are ``chosen`` behind its inputs; and these constants."""
+    found: list[Tensor] = []
+
+    def slots(item: Any) -> Any:
+        if isinstance(item, Tensor) and chosen(item):
+            found.append(item)
+            return Slot(len(step.inputs) + len(found) - 1)
+        if isinstance(item, dict):
+            return {name: slots(part) for name, part in item.items()}
+        return type(item)(map(slots, item)) if type(item) in (list, tuple) else item
+
+    arguments, keywords = slots(step.arguments), slots(step.keywords)
+    return replace(step, arguments=arguments, keywords=keywords) if found else step, found
 
 
 def first_alone(step: Step) -> bool:
