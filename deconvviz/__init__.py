@@ -32,7 +32,7 @@ The package, from what users call down to single steps (imports only go down)::
     models                  the paper's networks; a model by its name, weights from a file, safely
     plotting, templates     figures and pages of results, which call them and which they do not import
     images                  pictures in and out
-    memory, precision       running out of memory; float32 for sums, float64 where a device has it
+    memory, precision       what memory is left; float32 for sums, float64 where a device has it
     files                   a file that is whole or not there
     errors                  DeconvvizError and its kinds
 """

@@ -34,7 +34,7 @@ from deconvviz.inputs import input_image, integer
 from deconvviz.layers import Layer, described, find_call, layer_name, locate, only_output
 from deconvviz.plotting.curves import evidence_scatter
 from deconvviz.precision import at_least_float32
-from deconvviz.tape import Tape
+from deconvviz.tape import Tape, one_tensor
 from deconvviz.units import totals
 
 BATCH = 8
@@ -96,7 +96,8 @@ def evidence(model: nn.Module, image: Tensor, layer: Layer, target: int | None =
     image = input_image(image, model)
     name, number = locate(model, layer)
     with evaluating(model):  # a tape replays passes of its own batch size: each row is to lack another map
-        tape, scores = watch(model, [image.expand(BATCH, *image.shape[1:])])
+        tape, outputs = watch(model, [image.expand(BATCH, *image.shape[1:])])
+    scores = one_tensor(outputs)
     if not isinstance(scores, Tensor) or scores.dim() != 2:
         raise InvalidInput("the model does not put out one tensor of scores (N, K); expected a classifier")
     classes = scores.shape[1]

@@ -292,3 +292,9 @@ def flatten(item: Any) -> list[Tensor]:
         elif part is not None:
             found += flatten(part)
     return found
+
+
+def one_tensor(output: Any) -> Any:
+    """The tensor that an output holds, alone or in a nest; an output that holds another number of them as it is."""
+    tensors = flatten(output)
+    return tensors[0] if len(tensors) == 1 else output

@@ -43,6 +43,19 @@ def test_average_and_linear_layer_by_hand(image) -> None:
     assert found.share_of_strongest == pytest.approx(float(found.effect[found.strongest] / positive))
 
 
+def test_the_scores_may_come_in_a_nest(image) -> None:
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = linear_head()
+
+        def forward(self, x: Tensor) -> dict[str, Tensor | None]:
+            return {"loss": None, "logits": self.model(x)}
+
+    found, expected = evidence(Packed(), image, "model.1", 3), evidence(linear_head(), image, "1", 3)
+    assert torch.equal(found.effect, expected.effect) and torch.equal(found.weight, expected.weight)
+
+
 def test_planted_evidence(image) -> None:
     """The strongest map says nothing, a weak one everything."""
     model = linear_head()

@@ -417,16 +417,38 @@ def test_a_target_that_is_not_there(engine, target):
 @pytest.mark.parametrize(
     ("form", "kind"),
     [
-        (lambda x: {"out": x}, "dict"),
+        (lambda x: {"out": x, "aux": x}, "dict"),
         (lambda x: (x, x), "tuple"),
+        (lambda x: {"out": []}, "dict"),
         (lambda x: x > 0, "torch.bool tensor"),
         (lambda x: x * 1j, "torch.complex64 tensor"),
     ],
 )
 def test_an_output_that_is_no_tensor_of_numbers(form, kind):
     model = toy(dtype=torch.float32)
-    with pytest.raises(InvalidInput, match=f"forward_func gives a {kind}; expected a tensor of real numbers"):
+    with pytest.raises(InvalidInput, match=f"forward_func gives a {kind}; expected one tensor of real numbers"):
         OcclusionSensitivity(lambda x: form(model(x))).attribute(torch.rand(2, 3, 8, 8), (3, 4, 4), target=1)
+
+
+class Packed(torch.nn.Module):
+    """A model whose one tensor comes in a nest."""
+
+    def __init__(self, model, pack):
+        super().__init__()
+        self.model, self.pack = model, pack
+
+    def forward(self, x):
+        return self.pack(self.model(x))
+
+
+@pytest.mark.parametrize("engine", ["incremental", "full"])
+@pytest.mark.parametrize("pack", [lambda x: {"loss": None, "logits": x}, lambda x: (x,), lambda x: [[x], None]])
+def test_a_model_may_give_its_one_tensor_in_a_nest(pack, engine):
+    model, images = toy(), torch.rand(2, 3, 9, 9, dtype=torch.float64)
+    packed = OcclusionSensitivity(Packed(model, pack), engine=engine)
+    expected = OcclusionSensitivity(model, engine=engine)
+    arguments = (images, (3, 4, 4), (3, 2, 2))
+    assert torch.equal(packed.attribute(*arguments, target=1), expected.attribute(*arguments, target=1))
 
 
 def test_options_and_inputs_are_checked():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_occlusion import toy
+from test_occlusion import Packed, toy
 from torch import nn
 from torch.nn import functional as F
 from trained_like import pictures
@@ -314,6 +314,16 @@ class Answers(nn.Module):
 def test_a_model_that_does_not_give_classes(answer):
     with pytest.raises(InvalidInput, match="expected"):
         OcclusionSensitivity(Answers(answer).eval()).maps(**GOOD)
+
+
+@pytest.mark.parametrize("engine", ["incremental", "full"])
+def test_a_model_may_give_its_scores_in_a_nest(engine):
+    images = pictures(1, SIDE).double()
+    packed = Packed(Reuses().double(), lambda scores: {"loss": None, "logits": scores})
+    found = OcclusionSensitivity(packed, engine=engine).maps(images, PATCH, STRIDE, "model.two")
+    expected = OcclusionSensitivity(packed.model, engine=engine).maps(images, PATCH, STRIDE, "two")
+    assert torch.equal(found.score_cells, expected.score_cells)
+    assert torch.equal(found.activation_cells, expected.activation_cells)
 
 
 def test_a_model_that_gives_two_tensors_is_to_be_wrapped():

@@ -99,6 +99,17 @@ class CleanPass:
             self._wholes[i, in_place] = whole(self, step, row_of(step.operation).takes_batch, in_place)
         return self._wholes[i, in_place]
 
+    @property
+    def peak(self) -> int:
+        """Bytes of the values that a pass of one image holds together, at most."""
+        held = most = self.contents[self.input].nbytes
+        for i, step in enumerate(self.steps):
+            held += sum(self.contents[value].nbytes for value in step.outputs if value is not None)
+            most = max(most, held)
+            done = (v for v in {*step.inputs, *step.outputs} if v is not None and self.last.get(v, i) == i)
+            held -= sum(self.contents[value].nbytes for value in done)
+        return most
+
     def _run(self, image: Tensor) -> dict[int, Tensor]:
         """Every value of the pass, channels_last where it can be."""
         contents = {self.input: channels_last(image)}

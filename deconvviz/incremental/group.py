@@ -12,7 +12,7 @@ from deconvviz.incremental.clean import CleanPass
 from deconvviz.incremental.crops import read
 from deconvviz.incremental.forms import row_of
 from deconvviz.incremental.regions import Boxes, Firsts, Region
-from deconvviz.incremental.work import Work
+from deconvviz.incremental.work import Work, target
 from deconvviz.precision import at_least_float32
 from deconvviz.tape import Slot, Step, flatten
 
@@ -58,10 +58,10 @@ class Group:
 
     def may_overwrite(self, step: Step) -> bool:
         """Whether a step works in place, and nothing else needs the boxes of the tensor that it overwrites."""
-        target = step.argument(step.written, "") if isinstance(step.written, int) else None
-        if not isinstance(target, Slot):
+        slot = target(step)
+        if not isinstance(slot, Slot):
             return False
-        value = step.inputs[target.k]
+        value = step.inputs[slot.k]
         last = self.clean.steps[self.clean.last[value]] is step and step.inputs.count(value) == 1
         return value in self._fresh and last and value not in self.clean.wanted
 

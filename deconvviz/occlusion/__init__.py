@@ -46,6 +46,7 @@ from deconvviz.occlusion.refinement import Refine, Refinement
 from deconvviz.occlusion.sweep import FullEngine, IncrementalEngine, Rows, sweep
 from deconvviz.occlusion.windows import Windows, circles, segments
 from deconvviz.shards import gathered, own_part, together
+from deconvviz.tape import one_tensor
 from deconvviz.targets import selected
 from deconvviz.units import FeatureMaps, require
 
@@ -58,8 +59,9 @@ class OcclusionSensitivity(PerturbationAttribution):
     """Covers parts of the input of ``forward_func``; as ``captum.attr.Occlusion``, several times as fast.
 
     Args:
-        forward_func: any callable; a module that takes one image tensor and whose operations can be seen is
-            computed incrementally.
+        forward_func: any callable that gives a tensor, alone or in a dict, tuple or the like (as Hugging Face's
+            models), or a number; a module that takes one image tensor and whose operations can be seen is computed
+            incrementally.
         engine: ``"incremental"`` computes only what changed, ``"full"`` calls the model, ``"auto"`` takes the
             faster one: by its multiply-adds where that is plain, else by measuring.
         autocast: the dtype to compute in, e.g. ``torch.bfloat16``, or ``None``.
@@ -113,7 +115,8 @@ class OcclusionSensitivity(PerturbationAttribution):
                 inputs (:func:`~deconvviz.occlusion.fills.filled`), or a tuple of these.
             target: which output, in any form that captum takes.
             additional_forward_args: what else the model takes; tensors have the inputs' batch axis.
-            perturbations_per_eval: windows in one call of the model; by default what measures fastest and fits.
+            perturbations_per_eval: windows in one call of the model; by default what measures fastest and fits into
+                the memory that is left.
             show_progress: show a bar.
             masks: instead of a sliding window, parts of any shape: (W, *S) or (W, C, *S), true where it covers
                 (:func:`~deconvviz.occlusion.windows.circles`, :func:`~deconvviz.occlusion.windows.segments`).
@@ -124,7 +127,7 @@ class OcclusionSensitivity(PerturbationAttribution):
 
         Raises:
             InvalidInput: windows or strides that captum rejects (it is an ``AssertionError`` too), and others
-                that make no sense; or a ``forward_func`` that gives neither a tensor of real numbers nor a number.
+                that make no sense; or a ``forward_func`` that gives neither one tensor of real numbers nor a number.
             TargetOutOfRange: the output has no such target.
             UnsupportedModel: ``engine="incremental"`` of what can't be computed in part.
             WindowFailed: the model raised; the message has the window's number.
@@ -283,13 +286,13 @@ class _Selected:
         if additional is not None and count > 1:
             additional = _expand_additional_forward_args(additional, count)
         output = _run_forward(self.function, inputs, None, additional)
-        output = as_python(output) if isinstance(output, np.number) else output
+        output = one_tensor(as_python(output) if isinstance(output, np.number) else output)
         if isinstance(output, (int, float)):
             output = torch.tensor(output, device="cpu")
         if not isinstance(output, Tensor) or output.is_complex() or output.dtype == torch.bool:
             what = f"{output.dtype} tensor" if isinstance(output, Tensor) else type(output).__name__
             raise InvalidInput(
-                f"forward_func gives a {what}; expected a tensor of real numbers or a number: wrap it in a function "
+                f"forward_func gives a {what}; expected one tensor of real numbers or a number: wrap it in a module "
                 "that gives one"
             )
         return self.select(output, count)

@@ -12,8 +12,9 @@ from deconvviz.capture import require_module, watch
 from deconvviz.errors import DeconvvizError, TargetOutOfRange, UnsupportedModel
 from deconvviz.incremental import CleanPass
 from deconvviz.layers import Layer, described, find_call, locate, only_output
+from deconvviz.memory import how_many_fit
 from deconvviz.rules import EXACT, HIDDEN_CODE
-from deconvviz.tape import Tape
+from deconvviz.tape import Tape, one_tensor
 
 Result = TypeVar("Result")
 
@@ -41,7 +42,7 @@ def clean_passes(
     Raises:
         UnsupportedModel: only whole passes give the right numbers: it is no module; or the pass depends on what the
             image holds other than by operations (``if x.any()``), on the other images (batch norm in train mode)
-            or on chance, or can't be seen.
+            or on chance, or can't be seen. Or what the passes hold has no place in the memory.
     """
     if not isinstance(function, nn.Module):
         raise UnsupportedModel(f"a {type(function).__name__} is no module, so its operations are not computed in part")
@@ -55,6 +56,7 @@ def clean_passes(
     found: tuple[int, ...] = ()
     for image in images:
         tape, output = watch(model, (image[None],), additional)
+        output = one_tensor(output)
         reason = _obstacle(tape, output)
         if reason:
             raise UnsupportedModel(reason)
@@ -64,6 +66,12 @@ def clean_passes(
         if found not in ((), tuple(wanted)):
             raise UnsupportedModel("the pass takes another course for another image")
         found = tuple(wanted)
+        size = len(images) * sum(value.shape.numel() * value.dtype.itemsize for value in tape.values)
+        if not passes and how_many_fit(size, images.device.type) < 1:
+            raise UnsupportedModel(
+                f"the passes of {len(images)} images hold {size / 1e9:.1f} GB, more than half of the memory that is "
+                "left: give fewer images a call"
+            )
         passes.append(CleanPass(tape, wanted, read(output)))
         outputs.append(output)
     return passes, found, torch.cat(outputs)

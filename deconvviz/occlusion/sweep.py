@@ -21,12 +21,14 @@ from tqdm.auto import tqdm
 
 from deconvviz.errors import DeconvvizError, UnsupportedModel, WindowFailed
 from deconvviz.incremental import CleanPass, Outcome, Plan, alike
-from deconvviz.memory import out_of_memory
+from deconvviz.memory import how_many_fit, out_of_memory
 from deconvviz.occlusion.windows import Windows
 
 FIRST_BATCH = 24
 LARGEST_BATCH = {"cpu": 256}
-"""Windows in a batch: to begin with, and at most (1024 on an accelerator)."""
+"""Windows in a batch: to begin with, and at most (1024 on an accelerator), if they fit into the memory."""
+OF_INPUTS = 64
+"""What a pass of which no operations are known is taken to hold, in multiples of its inputs: VGG's takes 43 times."""
 WORTH_GROWING = 1.03
 """The gain in speed for which a batch is doubled again."""
 TF32 = 2**-10
@@ -43,6 +45,8 @@ class Engine(Protocol):
 
     work: float
     """What the last batch took, in units that compare batches of this engine with each other."""
+    memory: float
+    """Bytes that one window takes, about."""
 
     def evaluate(self, chosen: Chosen) -> Rows:
         """The results of the windows ``chosen``."""
@@ -62,7 +66,7 @@ class FullEngine:
     ) -> None:
         self._run, self._inputs, self._covered = run, tuple(inputs), covered
         self._windows, self._fill, self._channels_last = windows, fill, channels_last
-        self.work = 0.0
+        self.work, self.memory = 0.0, float(OF_INPUTS * sum(tensor.nbytes for tensor in inputs))
 
     def evaluate(self, chosen: Chosen) -> Rows:
         """See :class:`Engine`."""
@@ -92,7 +96,7 @@ class IncrementalEngine:
         self._passes, self._images, self._windows = tuple(passes), images, windows
         self._fill, self._finish = fill.expand(images.shape), finish
         self._labels, self._order = np.zeros(len(windows), np.int64), np.zeros(0, np.int64)
-        self.work = 0.0
+        self.work, self.memory = 0.0, float(sum(clean.peak for clean in passes))
 
     def arranged(self, order: Chosen) -> tuple[Chosen, Chosen]:
         """Windows so that those that are computed together follow each other; and where each such group begins."""
@@ -163,7 +167,9 @@ def sweep(
     """
     if not len(order):  # of more processes than windows, some have none
         return
-    largest, groups, left = LARGEST_BATCH.get(device, 1024), np.zeros(1, np.int64), order
+    groups, left = np.zeros(1, np.int64), order
+    fit = how_many_fit((changed or whole[0]).memory, device)
+    largest = int(max(1, min(LARGEST_BATCH.get(device, 1024), fit)))
     references = {name: _Reference(rows, (scales or {}).get(name, rows)) for name, rows in clean.items()}
 
     def fastest(changed: IncrementalEngine | None) -> _Pace:
