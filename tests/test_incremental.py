@@ -413,6 +413,9 @@ LAYERS = {
         lambda x: torch.linspace(-1, 1, x[0].numel()).double().view_as(x).sub_(x.relu(), alpha=2)),
     "coordinates beside": Calls(lambda x: torch.cat([x[:, :2], torch.eye(*x.shape[2:]).double()[None, None],
                                                      F.max_pool2d(x[:, :1], 3, 1, 1)], 1)),
+    "a channel's constant and a map, channels last": Calls(
+        lambda x: (x.movedim(1, 3) * torch.linspace(0.5, 1, 4).double()
+                   + torch.eye(*x.shape[2:]).double()[..., None]).movedim(3, 1)),
     "a channel's constant": Calls(lambda x: x * torch.linspace(0.5, 1, 4).double().view(4, 1, 1)),
     "padded": Calls(lambda x: F.pad(x, (1, 2, 3, 0), value=0.5)),
     "padded channels and cells": Calls(lambda x: F.pad(x, (2, 0, 0, 1, 1, 2), value=0.5)[:, 2:6]),
@@ -561,6 +564,14 @@ def test_constants_that_differ_from_cell_to_cell_are_read_in_boxes_and_shared_by
     assert None not in plan.groups[0].regions.values()
     plan = agree(around(LAYERS[name]), image(26, 24), (23, 22), spread((26, 24), (23, 22)))
     assert plan.groups[0].whole_from == 0 and {step.operation for step in singly} <= {"getitem"}
+
+
+def test_a_channels_constant_is_read_in_no_boxes():
+    for name in ("a channel's constant", "a channel's constant and a map, channels last"):
+        (clean,), _, _ = clean_passes(around(LAYERS[name]), image(26, 24))
+        Plan(clean, np.asarray([[3], [4]]), (2, 3))
+        read = [key for key in clean._values if len(key) == 2]
+        assert len(read) == name.count("map")
 
 
 def test_pictures_that_become_sequences():

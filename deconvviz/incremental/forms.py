@@ -67,15 +67,17 @@ def pointwise(group: Group, step: Step) -> Work | None:
     ):
         return None
     axes, space = regions[0].axes, regions[0].space
-    for constant in flatten([step.arguments, step.keywords]):
+    constants = flatten([step.arguments, step.keywords])
+    for constant in constants:
         shape = [1] * (rank - constant.dim()) + list(constant.shape)
         if len(shape) > rank or any(shape[axis] not in (1, n) for axis, n in zip((0, *axes), (1, *space), strict=True)):
             return None
 
     def differs(constant: Tensor) -> bool:
-        return constant is target(step) or any(n != 1 for n in constant.shape[axes[0] - rank :])
+        own = [axis - rank for axis in axes if rank - axis <= constant.dim()]
+        return constant is target(step) or any(constant.shape[axis] != 1 for axis in own)
 
-    return _on_cells(group, step, union(regions), differs)
+    return _on_cells(group, step, union(regions), differs if constants else None)
 
 
 def channelwise(group: Group, step: Step) -> Work | None:
@@ -108,15 +110,13 @@ def reduced(group: Group, step: Step) -> Work | None:
     return Work([region.at(axes)], lambda batch: step.rerun(batch.crops(step.inputs[0])))
 
 
-def _on_cells(
-    group: Group, step: Step, region: Region, differs: Callable[[Tensor], bool] = lambda constant: False
-) -> Work:
+def _on_cells(group: Group, step: Step, region: Region, differs: Callable[[Tensor], bool] | None = None) -> Work:
     """Call a step on boxes as it would be on whole values; in place if nobody else needs what it overwrites.
 
     Of the constants that ``differs`` says differ from cell to cell it takes the boxes too.
     """
     in_place, rank = group.may_overwrite(step), len(group.shape(step.outputs[0]))
-    step, constants = opened(step, differs)
+    step, constants = opened(step, differs) if differs is not None else (step, [])
     maps = [group.clean.constant(constant, rank, region.axes, region.space) for constant in constants]
 
     def run(batch: Batch) -> Any:
