@@ -7,6 +7,7 @@ before.
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import torch
@@ -26,7 +27,10 @@ def how_many_fit(each: float, device: str) -> float:
 
 
 def memory_left(device: str, root: Path = Path("/")) -> float:
-    """Bytes that can still be had on a type of device; infinite if unknown. Linux keeps its files under ``root``."""
+    """Bytes that can still be had on a type of device; infinite if unknown. Linux keeps its files under ``root``.
+
+    A CPU's are shared by the processes that ``torchrun`` started on the machine.
+    """
     if device == "cuda":
         cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         return float(torch.cuda.mem_get_info()[0] + cached)
@@ -36,7 +40,7 @@ def memory_left(device: str, root: Path = Path("/")) -> float:
     for limit, use, statistics, files in CONTROL_GROUPS:
         used = _number(groups / use, 0) - _number(groups / statistics, 0, files)
         left = min(left, _number(groups / limit, math.inf) - used)
-    return max(left, 0.0)
+    return max(left, 0.0) / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def _number(file: Path, otherwise: float, name: str = "") -> float:

@@ -44,6 +44,13 @@ def test_what_is_left_as_linux_tells(changed, left, tmp_path):
     assert memory_left("cpu", tmp_path) == pytest.approx(left)
 
 
+def test_processes_of_one_machine_share_it(tmp_path, monkeypatch):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text(FILES["proc/meminfo"])
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert memory_left("cpu", tmp_path) == 2000 * 1024
+
+
 def test_elsewhere_it_is_not_known(tmp_path):
     assert memory_left("cpu", tmp_path) == memory_left("mps") == math.inf
 
