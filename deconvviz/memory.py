@@ -1,7 +1,7 @@
 """How much memory is left, and whether an error means that it ran out.
 
-Where there are more promises than memory, as on Linux, no error comes: the process is killed. So what takes much asks
-before.
+Where there are more promises than memory, as on Linux, no error comes: the process is killed. So it is asked for before
+much is taken.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import build
+from test_occlusion import Packed
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 from trained_like import as_if_trained, pictures
@@ -44,15 +45,8 @@ def test_average_and_linear_layer_by_hand(image) -> None:
 
 
 def test_the_scores_may_come_in_a_nest(image) -> None:
-    class Packed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = linear_head()
-
-        def forward(self, x: Tensor) -> dict[str, Tensor | None]:
-            return {"loss": None, "logits": self.model(x)}
-
-    found, expected = evidence(Packed(), image, "model.1", 3), evidence(linear_head(), image, "1", 3)
+    packed = Packed(linear_head(), lambda scores: {"loss": None, "logits": scores})
+    found, expected = evidence(packed, image, "model.1", 3), evidence(packed.model, image, "1", 3)
     assert torch.equal(found.effect, expected.effect) and torch.equal(found.weight, expected.weight)
 
 

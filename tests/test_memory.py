@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 
 import pytest
 import torch
@@ -55,8 +57,15 @@ def test_elsewhere_it_is_not_known(tmp_path):
     assert memory_left("cpu", tmp_path) == memory_left("mps") == math.inf
 
 
-def test_here_it_is_known_or_not():
-    assert memory_left("cpu") > 1e6
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="known on Linux")
+def test_no_more_is_left_here_than_there_is():
+    assert 0 < memory_left("cpu") <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_what_pytorch_keeps_on_a_gpu_is_left_too(monkeypatch):
+    for name, found in {"mem_get_info": (100, 1000), "memory_reserved": 80, "memory_allocated": 50}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda found=found: found)
+    assert memory_left("cuda") == 130
 
 
 def leave(monkeypatch, left):

@@ -8,7 +8,7 @@ besides what of them goes as one batch.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -67,17 +67,14 @@ def pointwise(group: Group, step: Step) -> Work | None:
     ):
         return None
     axes, space = regions[0].axes, regions[0].space
-    constants = flatten([step.arguments, step.keywords])
-    for constant in constants:
+    maps = []
+    for constant in flatten([step.arguments, step.keywords]):
         shape = [1] * (rank - constant.dim()) + list(constant.shape)
         if len(shape) > rank or any(shape[axis] not in (1, n) for axis, n in zip((0, *axes), (1, *space), strict=True)):
             return None
-
-    def differs(constant: Tensor) -> bool:
-        own = [axis - rank for axis in axes if rank - axis <= constant.dim()]
-        return constant is target(step) or any(constant.shape[axis] != 1 for axis in own)
-
-    return _on_cells(group, step, union(regions), differs if constants else None)
+        if constant is target(step) or any(shape[axis] != 1 for axis in axes):
+            maps.append(constant)
+    return _on_cells(group, step, union(regions), maps)
 
 
 def channelwise(group: Group, step: Step) -> Work | None:
@@ -110,18 +107,17 @@ def reduced(group: Group, step: Step) -> Work | None:
     return Work([region.at(axes)], lambda batch: step.rerun(batch.crops(step.inputs[0])))
 
 
-def _on_cells(group: Group, step: Step, region: Region, differs: Callable[[Tensor], bool] | None = None) -> Work:
+def _on_cells(group: Group, step: Step, region: Region, maps: Sequence[Tensor] = ()) -> Work:
     """Call a step on boxes as it would be on whole values; in place if nobody else needs what it overwrites.
 
-    Of the constants that ``differs`` says differ from cell to cell it takes the boxes too.
+    Of the constants ``maps``, which differ from cell to cell, it takes the boxes too.
     """
     in_place, rank = group.may_overwrite(step), len(group.shape(step.outputs[0]))
-    step, constants = opened(step, differs) if differs is not None else (step, [])
-    maps = [group.clean.constant(constant, rank, region.axes, region.space) for constant in constants]
+    step, constants = opened(step, maps), [group.clean.constant(m, rank, region.axes, region.space) for m in maps]
 
     def run(batch: Batch) -> Any:
         boxes = [batch.read(value, region) for value in step.inputs]
-        boxes += [clean_boxes(constant, region) for constant in maps]
+        boxes += [clean_boxes(constant, region) for constant in constants]
         return step.overwrite(*boxes) if in_place else step.rerun(*boxes)
 
     return Work([region], run)

@@ -37,7 +37,8 @@ def whole(clean: CleanPass, step: Step, takes_batch: TakesBatch, in_place: bool)
     if any(lacking) or not takes_batch(step, shapes):
         return _one_by_one(step, lacking)
     padding, rank = _kernel_padding(step), len(shapes[0])
-    step, constants = opened(step, lambda constant: takes_batch is joined or constant is target(step))
+    constants = [c for c in flatten([step.arguments, step.keywords]) if takes_batch is joined or c is target(step)]
+    step = opened(step, constants)
 
     def run(batch: Batch) -> Any:
         tensors = [batch.whole(value) for value in step.inputs]

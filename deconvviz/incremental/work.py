@@ -36,20 +36,18 @@ def target(step: Step) -> Any:
     return step.argument(step.written, "") if isinstance(step.written, int) else step.keywords.get(step.written or "")
 
 
-def opened(step: Step, chosen: Callable[[Tensor], bool]) -> tuple[Step, list[Tensor]]:
-    """The step, or one that takes those of its constants that are ``chosen`` behind its inputs; and these constants."""
-    found: list[Tensor] = []
+def opened(step: Step, constants: Sequence[Tensor]) -> Step:
+    """A step that takes some of its constants behind its inputs; the step itself if there are none."""
+    if not constants:
+        return step
+    places = {id(constant): Slot(k) for k, constant in enumerate(constants, start=len(step.inputs))}
 
     def slots(item: Any) -> Any:
-        if isinstance(item, Tensor) and chosen(item):
-            found.append(item)
-            return Slot(len(step.inputs) + len(found) - 1)
         if isinstance(item, dict):
             return {name: slots(part) for name, part in item.items()}
-        return type(item)(map(slots, item)) if type(item) in (list, tuple) else item
+        return type(item)(map(slots, item)) if type(item) in (list, tuple) else places.get(id(item), item)
 
-    arguments, keywords = slots(step.arguments), slots(step.keywords)
-    return replace(step, arguments=arguments, keywords=keywords) if found else step, found
+    return replace(step, arguments=slots(step.arguments), keywords=slots(step.keywords))
 
 
 def first_alone(step: Step) -> bool:

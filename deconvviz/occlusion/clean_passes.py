@@ -95,8 +95,10 @@ def if_possible(engine: str, make: Callable[[], Result]) -> Result | None:
 
 def _obstacle(tape: Tape, output: Any) -> str | None:
     """Why a pass can't be computed again in part."""
-    if not isinstance(output, Tensor) or len(tape.calls[-1].outputs) != 1 or tape.calls[-1].outputs[0] is None:
-        return f"the model gives a {type(output).__name__}, or a tensor that does not depend on the image"
+    if not isinstance(output, Tensor):
+        return f"the model gives a {type(output).__name__} that does not hold one tensor"
+    if tape.calls[-1].outputs in ((), (None,)):
+        return "the model gives a tensor that does not depend on the image"
     if output.dim() < 1 or len(output) != 1:
         return f"the output {tuple(output.shape)} of one image has no batch axis"
     if tape.content_read:
