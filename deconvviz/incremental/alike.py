@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,37 +37,36 @@ def alike(clean: CleanPass, firsts: Firsts, size: Sequence[int]) -> Labels:
             weights.append(cost)
     if not extents:
         return np.zeros(firsts.shape[1], np.int64)
-    windows, weight = np.stack(extents).transpose(2, 0, 1), np.asarray(weights, float)  # (W, layers, axes)
+    windows, weight = np.stack(extents).transpose(1, 2, 0), np.asarray(weights, float)  # (axes, W, layers)
     kinds = []
-    for axis in range(len(firsts)):
-        own, others = windows[:, :, [axis]], np.delete(windows, axis, axis=2).prod(axis=2).mean(axis=0)
-        kinds.append(_merged(own, weight * others, _numbered(own), CLASSES))
-    most = largest_group(clean)
-    return _merged(windows, weight, _numbered(np.stack(kinds, 1)), len(windows), OVERHEAD, most)
-
-
-def _numbered(rows: NDArray[Any]) -> Labels:
-    """(W,): one number for each kind of equal rows."""
-    return np.unique(rows.reshape(len(rows), -1), axis=0, return_inverse=True)[1].ravel()
+    for axis, places in enumerate(firsts):
+        own, others = windows[[axis]], np.delete(windows, axis, axis=0).prod(axis=0).mean(axis=0)
+        _, some, place = np.unique(places, return_index=True, return_inverse=True)
+        _, kind = np.unique(own[0, some], axis=0, return_inverse=True)
+        kinds.append(_merged(own, weight * others, kind.ravel()[place], CLASSES))
+    _, kind = np.unique(np.ravel_multi_index(kinds, [CLASSES] * len(kinds)), return_inverse=True)
+    return _merged(windows, weight, kind, len(kind), OVERHEAD, largest_group(clean))
 
 
 def _merged(windows: NDArray[np.float64], weight: NDArray[np.float64], start: Labels, few: int,
             overhead: float = 0.0, most: float = np.inf) -> Labels:  # fmt: skip
-    """Merge kinds of windows (W, layers, axes), the cheapest pair first, while that saves or there are over ``few``.
+    """Merge kinds of windows (axes, W, layers), the cheapest pair first, while that saves or there are over ``few``.
 
     A kind of n windows costs (n + ``overhead``) times its boxes; with over ``most`` windows it isn't made.
     """
     counts = np.bincount(start).astype(float)
-    boxes = np.stack([windows[start == kind].max(axis=0) for kind in range(len(counts))])
+    boxes = np.stack([windows[:, start == kind].max(axis=1) for kind in range(len(counts))], axis=1)
     labels = np.arange(len(counts))
 
     def cost(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.minimum(boxes.prod(axis=-1), 1.0) @ weight
+        return np.minimum(boxes.prod(axis=0), 1.0) @ weight
+
+    costs = cost(boxes)
 
     def saved(i: int) -> NDArray[np.float64]:
         together = counts[i] + counts
-        apart = (counts[i] + overhead) * cost(boxes[i]) + (counts + overhead) * cost(boxes)
-        saving = apart - (together + overhead) * cost(np.maximum(boxes[i], boxes))
+        apart = (counts[i] + overhead) * costs[i] + (counts + overhead) * costs
+        saving = apart - (together + overhead) * cost(np.maximum(boxes[:, [i]], boxes))
         saving[(counts == 0) | (together > most) | (np.arange(len(counts)) == i)] = -np.inf
         return saving if counts[i] else np.full(len(counts), -np.inf)
 
@@ -78,10 +76,11 @@ def _merged(windows: NDArray[np.float64], weight: NDArray[np.float64], start: La
         i, j = np.unravel_index(savings.argmax(), savings.shape)
         if savings[i, j] == -np.inf or (savings[i, j] <= 0 and left <= few):
             break
-        boxes[i], counts[i] = np.maximum(boxes[i], boxes[j]), counts[i] + counts[j]
+        boxes[:, i], counts[i] = np.maximum(boxes[:, i], boxes[:, j]), counts[i] + counts[j]
+        costs[i] = cost(boxes[:, i])
         counts[j], labels[labels == j], left = 0, i, left - 1
         savings[j], savings[:, j] = -np.inf, -np.inf
         savings[i] = savings[:, i] = saved(int(i))
     ranks = np.empty(len(counts), np.int64)
-    ranks[np.argsort(cost(boxes), kind="stable")] = np.arange(len(counts))
+    ranks[np.argsort(costs, kind="stable")] = np.arange(len(counts))
     return np.unique(ranks[labels[start]], return_inverse=True)[1].ravel()

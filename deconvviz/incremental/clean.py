@@ -38,6 +38,8 @@ class CleanPass:
         self._channels = None if fewer is None else channels
         self.steps = cheaper(fewer or steps, tape.values, self.wanted)
         self.last = {value: i for i, step in enumerate(self.steps) for value in step.inputs}
+        self.done = [self._done(i, step) for i, step in enumerate(self.steps)]
+        """Of each step: the values, none of those wanted, that no step after it takes."""
         self.contents = self._run(tape.tensors[0])
         self.costs = [multiply_adds(step, self.shapes(step)) for step in self.steps]
         """Multiply-adds of each step."""
@@ -106,9 +108,12 @@ class CleanPass:
         for i, step in enumerate(self.steps):
             held += sum(self.contents[value].nbytes for value in step.outputs if value is not None)
             most = max(most, held)
-            done = (v for v in {*step.inputs, *step.outputs} if v is not None and self.last.get(v, i) == i)
-            held -= sum(self.contents[value].nbytes for value in done)
+            held -= sum(self.contents[value].nbytes for value in self.done[i])
         return most
+
+    def _done(self, i: int, step: Step) -> list[int]:
+        values = [value for value in {*step.inputs, *step.outputs}.difference(self.wanted) if value is not None]
+        return [value for value in values if self.last.get(value, i) == i]
 
     def _run(self, image: Tensor) -> dict[int, Tensor]:
         """Every value of the pass, channels_last where it can be."""

@@ -140,15 +140,15 @@ def along(tensor: Tensor, axes: Sequence[int], slices: Sequence[slice]) -> Tenso
 
 def _index(firsts: Firsts, size: Sequence[int], space: Sequence[int]) -> Firsts:
     """The flat index (B, cells) of each cell of the boxes in an extent ``space``."""
-    strides = [math.prod(space[axis + 1 :]) for axis in range(len(space))]
-    return (strides @ firsts)[:, None] + _offsets(tuple(size), tuple(strides))
+    strides, offsets = _offsets(tuple(size), tuple(space))
+    return (strides @ firsts)[:, None] + offsets
 
 
 @functools.lru_cache(maxsize=1024)
-def _offsets(size: tuple[int, ...], strides: tuple[int, ...]) -> NDArray[np.int64]:
-    """Of each cell of a box from its first one, flat."""
-    cells = np.indices(size, dtype=np.int64).reshape(len(size), -1)
-    return np.asarray(strides) @ cells
+def _offsets(size: tuple[int, ...], space: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """From one cell to the next along each axis of an extent ``space``, and from a box's first cell to each, flat."""
+    strides = np.asarray([math.prod(space[axis + 1 :]) for axis in range(len(space))])
+    return strides, strides @ np.indices(size, dtype=np.int64).reshape(len(size), -1)
 
 
 def _tensor(numbers: NDArray[np.int64], like: Tensor) -> Tensor:

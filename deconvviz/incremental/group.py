@@ -72,9 +72,8 @@ class Group:
             step = clean.steps[i]
             outputs = flatten(self._works[i].run(batch))
             batch.held.update({v: o for v, o in zip(step.outputs, outputs, strict=False) if v is not None})
-            for value in set(step.inputs):
-                if clean.last[value] == i and value not in clean.wanted:
-                    del batch.held[value]
+            for value in clean.done[i]:
+                batch.held.pop(value, None)
 
     def _plan(self, i: int, step: Step) -> Work:
         """Choose how to compute a step, and count it."""

@@ -8,10 +8,10 @@ together are boxes of one size, the largest, shifted inside at the borders.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,17 +43,17 @@ class Region:
     ends: Firsts
     """For each axis and window the stretch that changes, the end excluded."""
 
-    @cached_property
+    @functools.cached_property
     def size(self) -> tuple[int, ...]:
         """The extent, in cells, of boxes that hold any window's change."""
         return tuple((self.ends - self.starts).max(axis=1).tolist())
 
-    @cached_property
+    @functools.cached_property
     def firsts(self) -> Firsts:
         """Where each window's box begins."""
-        return np.minimum(self.starts, (np.asarray(self.space) - self.size)[:, None])
+        return np.minimum(self.starts, _column(self.space) - _column(self.size))
 
-    @property
+    @functools.cached_property
     def coverage(self) -> float:
         """The share of the value that a box covers."""
         return math.prod(self.size) / math.prod(self.space)
@@ -61,20 +61,21 @@ class Region:
     def through(self, kernel: Sequence[int], stride: Sequence[int], before: Sequence[int],
                 space: Sequence[int]) -> Region:  # fmt: skip
         """What changes of the outputs of a windowed operation, in an output of extent ``space``."""
-        if _by_cell(kernel, stride, before) and tuple(space) == self.space:
+        kernel, stride, before, space = map(tuple, (kernel, stride, before, space))
+        if space == self.space and _by_cell(kernel, stride, before):
             return self
-        k, s, p, o = (np.asarray(item)[:, None] for item in (kernel, stride, before, space))
-        starts = np.minimum(np.maximum(-((k - 1 - self.starts - p) // s), 0), o - 1)
-        ends = np.minimum(np.maximum((self.ends - 1 + p) // s, starts), o - 1) + 1
-        return Region(self.axes, tuple(space), starts, ends)
+        k, s, p, o = map(_column, (kernel, stride, before, space))
+        starts = np.minimum(np.maximum((self.starts + (p - k + s)) // s, 0), o - 1)
+        ends = np.minimum(np.maximum((self.ends + (p - 1 + s)) // s, starts + 1), o)
+        return Region(self.axes, space, starts, ends)
 
     def read_by(self, kernel: Sequence[int], stride: Sequence[int], before: Sequence[int]) -> Boxes | Region:
         """The boxes of the padded input that the outputs in these boxes read; cell 0 is the first before padding."""
+        kernel, stride, before = map(tuple, (kernel, stride, before))
         if _by_cell(kernel, stride, before):
             return self
         size = tuple((n - 1) * s + k for n, k, s in zip(self.size, kernel, stride, strict=True))
-        columns = [np.asarray(item)[:, None] for item in (stride, before)]
-        return Boxes(self.axes, size, self.firsts * columns[0] - columns[1])
+        return Boxes(self.axes, size, self.firsts * _column(stride) - _column(before))
 
     def at(self, axes: tuple[int, ...]) -> Region:
         """The same where the spatial axes have moved to ``axes``."""
@@ -82,15 +83,22 @@ class Region:
 
     def grown_by(self, before: Sequence[int], space: Sequence[int]) -> Region:
         """The same in a value with ``before`` more cells in front."""
-        shift = np.asarray(before)[:, None]
+        shift = _column(tuple(before))
         return Region(self.axes, tuple(space), self.starts + shift, self.ends + shift)
 
     def same(self, other: Region) -> bool:
         """Whether the same changes."""
-        return self is other or np.array_equal(self.starts, other.starts) and np.array_equal(self.ends, other.ends)
+        return self is other or bool((self.starts == other.starts).all() and (self.ends == other.ends).all())
 
 
-def _by_cell(kernel: Sequence[int], stride: Sequence[int], before: Sequence[int]) -> bool:
+@functools.lru_cache(maxsize=1024)
+def _column(numbers: tuple[int, ...]) -> Firsts:
+    """One number for each axis, for all windows."""
+    return np.asarray(numbers, np.int64)[:, None]
+
+
+@functools.lru_cache(maxsize=1024)
+def _by_cell(kernel: tuple[int, ...], stride: tuple[int, ...], before: tuple[int, ...]) -> bool:
     """Whether each output reads the cell at its own place, and no other."""
     return all(n == 1 for n in (*kernel, *stride)) and not any(before)
 
@@ -99,6 +107,6 @@ def union(regions: Sequence[Region]) -> Region:
     """What any of ``regions`` changes, and what lies between: one of them, if it holds the others."""
     if all(regions[0].same(other) for other in regions[1:]):
         return regions[0]
-    starts = np.min([r.starts for r in regions], axis=0)
-    whole = replace(regions[0], starts=starts, ends=np.max([r.ends for r in regions], axis=0))
+    starts = functools.reduce(np.minimum, [region.starts for region in regions])
+    whole = replace(regions[0], starts=starts, ends=functools.reduce(np.maximum, [region.ends for region in regions]))
     return next((region for region in regions if region.same(whole)), whole)
