@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
+from random_networks import RandomNetwork
 from random_windows import at_random, geometries
 from torch import nn
 from torchvision.ops import StochasticDepth
@@ -660,6 +661,18 @@ def test_only_what_changed_is_computed():
     ]
     assert plan.groups[0].whole_cost == 4 * 32 * 32 * 36 + 4 * 16 * 16 * 100
     assert plan.groups[0].cost == 4 * 6 * 6 * 36 + 4 * 7 * 8 * 100
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("first", [0, *[pytest.param(n, marks=pytest.mark.slow) for n in range(200, 3000, 400)]])
+def test_random_networks(first):
+    for seed in range(first, first + (400 if first else 200)):
+        network = RandomNetwork(seed)
+        images = network.numbers(1, *network.shape)
+        size = [network.draw.randint(1, n) for n in network.shape[1:]]
+        firsts = spread(network.shape[1:], size)
+        expected, (found, _) = whole(network, images, size, firsts), incremental(network, images, size, firsts)
+        assert (found - expected).abs().max() <= 1e-10 * max(1e-3, expected.abs().max()), (seed, network.names)
 
 
 class SharedModules(nn.Module):
