@@ -138,7 +138,7 @@ def with_constant(network: RandomNetwork, values: Values) -> Operation:
 
 
 def joined(network: RandomNetwork, values: Values) -> Operation:
-    """Values of one extent, and perhaps a constant or coordinates."""
+    """Values of one extent, and perhaps channels that are constant."""
     i = network.one(values)
     others = [network.twin(values, i, slice(2, None)) for _ in range(network.draw.randint(1, 3))]
     constant = network.numbers(1, 2, *values[i].shape[2:])[:, : network.draw.randint(0, 2)]
@@ -222,7 +222,8 @@ KINDS: dict[str, tuple[int, Kind]] = {
     "summary": (1, one_value(lambda x: F.adaptive_avg_pool2d(x, 1), lambda x: F.adaptive_max_pool2d(x, (3, 2)),
                              lambda x: x + x.sum(2, keepdim=True), lambda x: x.mean(1, keepdim=True))),
     "other": (1, one_value(lambda x: x.transpose(2, 3), torch.clone, summed_from_zero, lambda x: F.pixel_shuffle(x, 2),
-                           lambda x: torch.stack([x, 2 * x], 2).flatten(1, 2))),
+                           lambda x: torch.stack([x, 2 * x], 2).flatten(1, 2),
+                           lambda x: x.contiguous().view(len(x), x.shape[1], 1, -1))),
 }  # fmt: skip
 """How often each kind of operation is drawn, and what makes one that fits some values."""
 WEIGHTS = [weight for weight, _ in KINDS.values()]

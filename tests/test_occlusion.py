@@ -636,6 +636,40 @@ def test_the_layout_and_the_weights_stay():
     assert all(torch.equal(a, b) for a, b in zip(contents, model.parameters(), strict=True))
 
 
+class Views(nn.Module):
+    """A view of its filter's output: what channels_last does not allow."""
+
+    def __init__(self, view):
+        super().__init__()
+        torch.manual_seed(0)
+        self.view, self.conv, self.head = view, nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8 * 10 * 12, 5)
+        self.double().eval()
+
+    def forward(self, images):
+        return self.head(self.view(self.conv(images).relu()))
+
+
+@pytest.mark.parametrize("engine", ["auto", "incremental", "full"])
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x.view(x.size(0), -1),
+        lambda x: x.view(-1, 8 * 10 * 12),
+        lambda x: (x.view(len(x), 8, 120) - 1).relu().view(len(x), 960),
+        lambda x: x.view_as(torch.empty(len(x), 960)),
+        lambda x: x.view(x.dtype).view(len(x), -1),
+    ],
+)
+def test_views_that_need_the_models_own_layout(view, engine, recwarn):
+    model, images = Views(view), torch.randn(2, 3, 10, 12, dtype=torch.float64)
+    arguments = (images, (3, 4, 4), (3, 1, 1))
+    found = OcclusionSensitivity(model, engine=engine).attribute(*arguments, target=1)
+    torch.testing.assert_close(found.float(), Occlusion(model).attribute(*arguments, target=1), rtol=1e-5, atol=1e-6)
+    maps = OcclusionSensitivity(model, engine=engine).maps(images, 4, 1, layer="conv", targets=1, score="logit")
+    torch.testing.assert_close(maps.clean_scores[:, 0], model(images)[:, 1].detach())
+    assert not recwarn
+
+
 def test_progress_counts_windows(capsys):
     OcclusionSensitivity(toy()).attribute(pictures(1, 16), (3, 4, 4), (3, 4, 4), target=0, show_progress=True)
     assert "16/16" in capsys.readouterr().err

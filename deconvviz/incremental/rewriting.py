@@ -23,9 +23,10 @@ JOINS = ("cat", "concat", "concatenate")
 
 
 def cheaper(steps: Sequence[Step], values: Sequence[Value], wanted: Collection[int]) -> list[Step]:
-    """The same steps with batch norms in the filters before them, or as what they do to each channel, in place; with
-    average pools behind the filters of one cell that follow them; with max pools before what they take is joined; and
-    with filters of one cell that take joined channels as a sum of filters.
+    """The same steps with views as reshapes, as the memory may be laid out otherwise; with batch norms in the filters
+    before them, or as what they do to each channel, in place; with average pools behind the filters of one cell that
+    follow them; with max pools before what they take is joined; and with filters of one cell that take joined channels
+    as a sum of filters.
 
     Args:
         steps: steps of a pass, in order; batch norms have fixed statistics.
@@ -33,11 +34,20 @@ def cheaper(steps: Sequence[Step], values: Sequence[Value], wanted: Collection[i
         wanted: the values that have to stay.
     """
     numbers = itertools.count(len(values))
-    steps = _in_pairs(steps, wanted, _folded)
+    steps = _in_pairs([_in_any_layout(step) for step in steps], wanted, _folded)
     steps = [_scaled(s, len(values[s.inputs[0]].shape)) if _is_norm(s) and first_alone(s) else s for s in steps]
     steps = _in_pairs(steps, wanted, lambda step, after: _pooled_later(step, after, numbers))
     steps = _in_pairs(steps, wanted, lambda step, after: _pooled_first(step, after, numbers, values))
     return _in_pairs(steps, wanted, lambda step, after: _apart(step, after, numbers, values))
+
+
+def _in_any_layout(step: Step) -> Step:
+    """A view in the model's own layout, which in another may take a copy."""
+    if step.operation == "view" and not isinstance(step.argument(1, "dtype"), torch.dtype):
+        return replace(step, operation="reshape", function=torch.Tensor.reshape)
+    if step.operation == "view_as":
+        return replace(step, operation="reshape_as", function=torch.Tensor.reshape_as)
+    return step
 
 
 def of_channels(
