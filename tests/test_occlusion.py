@@ -655,6 +655,7 @@ class Views(nn.Module):
     [
         lambda x: x.view(x.size(0), -1),
         lambda x: x.view(-1, 8 * 10 * 12),
+        lambda x: x.view(size=(len(x), -1)),
         lambda x: (x.view(len(x), 8, 120) - 1).relu().view(len(x), 960),
         lambda x: x.view_as(torch.empty(len(x), 960)),
         lambda x: x.view(x.dtype).view(len(x), -1),

@@ -44,7 +44,8 @@ def cheaper(steps: Sequence[Step], values: Sequence[Value], wanted: Collection[i
 def _in_any_layout(step: Step) -> Step:
     """A view in the model's own layout, which in another may take a copy."""
     if step.operation == "view" and not isinstance(step.argument(1, "dtype"), torch.dtype):
-        return replace(step, operation="reshape", function=torch.Tensor.reshape)
+        arguments = (*step.arguments, *step.keywords.values())  # its keyword has another name
+        return replace(step, operation="reshape", function=torch.Tensor.reshape, arguments=arguments, keywords={})
     if step.operation == "view_as":
         return replace(step, operation="reshape_as", function=torch.Tensor.reshape_as)
     return step

@@ -77,16 +77,15 @@ class FullEngine:
             else tensor.repeat(len(chosen), *[1] * (tensor.dim() - 1))
             for i, tensor in enumerate(self._inputs)
         ]
-        if not self._channels_last:
-            return self._run(tuple(copies), len(chosen))
-        copies[self._covered] = copies[self._covered].contiguous(memory_format=torch.channels_last)
+        if self._channels_last:
+            copies[self._covered] = copies[self._covered].contiguous(memory_format=torch.channels_last)
         try:
             return self._run(tuple(copies), len(chosen))
         except Exception as error:
-            if out_of_memory(error):
+            if not self._channels_last or out_of_memory(error):
                 raise
-            self._channels_last = False  # the model may need its own layout, as for x.view(len(x), -1)
-            return self.evaluate(chosen)
+        self._channels_last = False  # the model may need its own layout, as for x.view(len(x), -1)
+        return self.evaluate(chosen)
 
 
 class IncrementalEngine:
