@@ -480,6 +480,15 @@ def heads(x, bias=None):
 
 norm = nn.BatchNorm1d(4).double().eval()
 norm.running_mean.copy_(torch.arange(4)), norm.running_var.copy_(torch.arange(1, 5))
+WEIGHT = torch.randn(4, 4, 3, 3, generator=torch.Generator().manual_seed(0)).double()
+
+
+def tiles(x, function):
+    """Of a map's quarters as pictures of their own, (4 N, C, H/2, W/2)."""
+    parts = x.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+    return function(parts).unflatten(0, (len(x), -1)).mean(1)
+
+
 WITHOUT_A_BATCH = {
     "attention": lambda x: in_windows(x, heads),
     "attention with a bias": lambda x: in_windows(
@@ -487,6 +496,8 @@ WITHOUT_A_BATCH = {
     "batch norm of rows": lambda x: norm(x.flatten(2).mT.flatten(0, 1)).unflatten(0, (len(x), -1)).mT.view_as(x),
     "layer norm and linear": lambda x: in_windows(
         x, lambda rows: F.linear(F.layer_norm(rows, (4,)), torch.eye(4).double())),
+    "a filter": lambda x: tiles(x, lambda parts: F.conv2d(parts, WEIGHT, padding=1)),
+    "a filter and a pool": lambda x: tiles(x, lambda parts: F.max_pool2d(F.conv2d(parts, WEIGHT), 3, 1, 1)),
     "a gate": lambda x: in_windows(x, lambda rows: rows * rows.sigmoid() + torch.linspace(0, 1, 64).double()[:, None]),
 }  # fmt: skip
 

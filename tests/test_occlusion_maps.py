@@ -297,6 +297,7 @@ class Answers(nn.Module):
 
     def __init__(self, answer):
         super().__init__()
+        torch.manual_seed(0)
         self.one, self.answer = nn.Conv2d(3, 4, 3), answer
 
     def forward(self, x):
@@ -306,10 +307,9 @@ class Answers(nn.Module):
 @pytest.mark.parametrize(
     "answer",
     [
-        lambda x: x, lambda x: x.mean((1, 2, 3)), lambda x: x.sum(), lambda x: {"a": x, "b": x},
-        lambda x: (x.mean((2, 3)), x),
+        lambda x: x, lambda x: x.sum(), lambda x: {"a": x, "b": x}, lambda x: (x.mean((2, 3)), x),
     ],
-    ids=["maps", "a number an image", "a number", "a dictionary", "two tensors"],
+    ids=["maps", "a number", "a dictionary", "two tensors"],
 )  # fmt: skip
 def test_a_model_that_does_not_give_classes(answer):
     with pytest.raises(InvalidInput, match="expected"):
@@ -324,6 +324,31 @@ def test_a_model_may_give_its_scores_in_a_nest(engine):
     expected = OcclusionSensitivity(packed.model, engine=engine).maps(images, PATCH, STRIDE, "two")
     assert torch.equal(found.score_cells, expected.score_cells)
     assert torch.equal(found.activation_cells, expected.activation_cells)
+
+
+@pytest.mark.parametrize("engine", ["incremental", "full"])
+def test_a_model_may_give_one_number_an_image(engine):
+    """As discriminators do, (N,); or (N, 1)."""
+    images, options = pictures(3, SIDE).double(), {"score": "logit"}
+    found, expected = (
+        OcclusionSensitivity(Answers(answer).double().eval(), engine=engine).maps(
+            images, PATCH, STRIDE, "one", **options
+        )
+        for answer in (lambda x: x.relu().mean((1, 2, 3)), lambda x: x.relu().mean((1, 2, 3), keepdim=True)[:, :, 0, 0])
+    )
+    assert found.score_cells.shape == (3, 1, *found.boxes.shape[:2]) and found.score_cells.std() > 0
+    for name in ("score_cells", "clean_scores", "label_cells", "label_scores", "targets"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+    with pytest.raises(InvalidInput, match="one number an image, whose softmax is always 1: use score='logit'"):
+        OcclusionSensitivity(Answers(lambda x: x.mean((1, 2, 3)))).maps(**GOOD)
+
+
+def test_a_layer_that_sees_parts_of_the_images_as_more_of_them():
+    """A layer's maps are those of the images only where there are as many of them."""
+    model = Answers(lambda x: x.unflatten(0, (-1, 4)).mean((1, 3, 4)))
+    model.one.register_forward_pre_hook(lambda _, x: x[0].repeat_interleave(4, 0))
+    with pytest.raises(InvalidInput, match=r"the layer gives \(4, 4, 21, 21\) and the model \(1, 4\) for 1 image"):
+        OcclusionSensitivity(model.eval()).maps(**GOOD)
 
 
 def test_a_model_that_gives_two_tensors_is_to_be_wrapped():

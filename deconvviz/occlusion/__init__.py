@@ -197,7 +197,7 @@ class OcclusionSensitivity(PerturbationAttribution):
         """The four maps of the paper's figure 7, all from one sweep of a patch over the pictures.
 
         Args:
-            inputs: (N, C, H, W), normalised as the model was trained; the model gives scores (N, classes).
+            inputs: (N, C, H, W), normalised as the model was trained; the model gives scores (N, classes), or (N,).
             patch, stride: in pixels, one number or (height, width); the patch covers all channels.
             layer: whose feature map is watched, as in :meth:`Deconvnet.project`.
             fmap: a feature map, or ``"strongest"``, the one with the largest total activation in each clean image.

@@ -218,11 +218,13 @@ class _Maps:
         self._untried = True
         self._passes: tuple[list[CleanPass], tuple[int, ...], Tensor] | None = None
         activation, outputs = self._pass(images)
-        if activation.dim() < 2 or outputs.dim() != 2 or len(outputs) != len(images):
+        if activation.dim() < 2 or outputs.dim() not in (1, 2) or not len(activation) == len(outputs) == len(images):
             raise InvalidInput(
                 f"the layer gives {tuple(activation.shape)} and the model {tuple(outputs.shape)} for {len(images)} "
-                "images; expected feature maps (N, C, ...) and scores (N, classes)"
+                "image(s); expected feature maps (N, C, ...) and scores (N, classes) or (N,): wrap a model of other "
+                "outputs in a module that makes such scores of them"
             )
+        outputs = _of_classes(outputs)
         single, maps = feature_maps(activation, fmap)
         if not single:
             raise InvalidInput(f"fmap is {fmap!r}; expected one feature map or 'strongest'")
@@ -302,6 +304,7 @@ class _Maps:
         return self._scores(totals(chosen), outputs, count)
 
     def _scores(self, activations: Tensor, outputs: Tensor, count: int) -> Rows:
+        outputs = _of_classes(outputs)
         scores = (outputs.softmax(1) if self.score == "probability" else outputs).unflatten(0, (count, -1))
         best = scores.topk(self.best, dim=2)
         targets = self.targets.expand(count, -1, -1)
@@ -311,6 +314,11 @@ class _Maps:
             "labels": best.indices,
             "label_scores": best.values,
         }
+
+
+def _of_classes(outputs: Tensor) -> Tensor:
+    """(N, classes) of a model that may give one number an image, (N,)."""
+    return outputs.unsqueeze(1) if outputs.dim() == 1 else outputs
 
 
 def _targets(given: Any, outputs: Tensor) -> Tensor:
