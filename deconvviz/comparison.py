@@ -27,7 +27,7 @@ from deconvviz.capture import left_as_found, require_module, watch
 from deconvviz.deconvnet import Deconvnet
 from deconvviz.errors import InvalidInput
 from deconvviz.inputs import input_image, integer
-from deconvviz.layers import Layer, layer_name, locate
+from deconvviz.layers import Layer, described, layer_name, locate
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ def compare(
         on_unsupported: as for :class:`Deconvnet`.
 
     Raises:
-        InvalidInput: more than one image, or a call of the layer that is not its last, which alone captum
-            can show; else as :meth:`Deconvnet.project`.
+        InvalidInput: more than one image, a layer that takes parts of it as several, or a call of the layer that is
+            not its last, which alone captum can show; else as :meth:`Deconvnet.project`.
     """
     model = require_module(model)
     image = input_image(image, model)
@@ -80,7 +80,11 @@ def compare(
         fmap = integer(fmap)
     except TypeError:
         raise InvalidInput(f"fmap is {fmap!r}; expected the number of one feature map") from None
-    (position,) = deconv.strongest_position(layer, fmap, inputs=image)
+    position, *others = deconv.strongest_position(layer, fmap, inputs=image)
+    if others:
+        raise InvalidInput(
+            f"{described(name)} gives {1 + len(others)} rows of feature maps for one image; expected one"
+        )
     place: Any = position or "max"
     tape, _ = watch(model, (image,))
     if number not in (None, last := tape.counts()[name]):

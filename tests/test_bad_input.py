@@ -595,6 +595,14 @@ def test_inputs_that_the_model_rejects(net, case, use):
         USES[use](net, inputs)
 
 
+@pytest.mark.parametrize("use", ["attribute", "check"])
+def test_one_image_of_a_model_in_train_mode_whose_batch_norm_wants_more(use):
+    pooled = nn.Sequential()
+    pooled.conv1, pooled.pool, pooled.bn = nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(4)
+    with Told(OperationFailed, ValueError, "'bn'", "batch_norm on (1, 4, 1, 1)", "model.eval()"):
+        USES[use](pooled, IMAGES[:1])
+
+
 def test_inputs_that_the_model_has_no_place_for(net):
     with Told(OperationFailed, ValueError, "forward()", "positional", "(2, 3, 8, 8) float32", "model(inputs)"):
         Deconvnet(net).attribute((IMAGES, IMAGES), 0)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import build
+from dense_jacobian import Applied
 from torch import nn
 
 from deconvviz import Deconvnet
@@ -92,6 +93,12 @@ def test_what_is_unsupported_is_an_error_unless_the_gradient_is_asked_for():
 def test_one_image_at_a_time():
     with pytest.raises(InvalidInput, match="expected one image"):
         compare(build("squeezenet1_1"), IMAGE.expand(2, -1, -1, -1), "features.7", 5)
+
+
+def test_a_layer_that_takes_parts_of_the_image_as_several():
+    model = nn.Sequential(nn.Unflatten(3, (2, 8)), Applied(lambda x: x.movedim(3, 1).flatten(0, 1)), nn.Conv2d(3, 4, 3))
+    with pytest.raises(InvalidInput, match="layer '2' gives 2 rows of feature maps for one image"):
+        compare(model, torch.rand(1, 3, 16, 16), "2", 1)
 
 
 @pytest.mark.parametrize("fmap", [[1, 2], None, "strongest", 1.5])

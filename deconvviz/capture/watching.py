@@ -96,6 +96,8 @@ class Capture(TorchFunctionMode, Places):
             place = f"the model failed on {_outlines(self.tape.tensors)}"
         else:
             return None
+        if "when training" in str(error):  # a batch norm's, of one value a channel
+            return f"{place}: {error}. Call model.eval() first, or give several images"
         return (
             f"{place}: {error}. Give inputs that model(inputs) accepts, usually (N, 3, H, W) of the model's "
             "dtype and device"
