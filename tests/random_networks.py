@@ -184,6 +184,45 @@ def in_place(network: RandomNetwork, values: Values) -> Operation:
     return lambda values: function(values[i])
 
 
+def laid_out_otherwise(network: RandomNetwork, values: Values) -> Operation:
+    """An operation on a value whose axes are others: as pictures or lines of their own, as tokens, with more axes."""
+    i, draw = network.one(values), network.draw
+    _, channels, height, width = values[i].shape
+    smooth, mixing, tall = (
+        network.numbers(*shape) for shape in ((1, 1, 3, 3), (channels, channels, 3), (1, 1, 3, 1, 3))
+    )
+
+    def each_channel(x: Tensor) -> Tensor:
+        return F.conv2d(x.reshape(-1, 1, height, width), smooth, padding=1).view(x.shape)
+
+    def each_row(x: Tensor) -> Tensor:
+        rows = F.conv1d(x.transpose(1, 2).reshape(-1, channels, width), mixing, padding=1)
+        return rows.unflatten(0, (-1, height)).transpose(1, 2)
+
+    def each_half(x: Tensor) -> Tensor:
+        halves = x[..., : width // 2 * 2].unflatten(3, (2, -1)).movedim(3, 1).flatten(0, 1)
+        return F.max_pool2d(halves, 3, 1, 1).unflatten(0, (-1, 2)).movedim(1, 3).flatten(3)
+
+    def tokens(x: Tensor) -> Tensor:
+        rows = x.flatten(2).transpose(1, 2)
+        return (rows @ rows.transpose(1, 2)).softmax(2).matmul(rows).transpose(1, 2).view(x.shape)
+
+    def one_by_one(x: Tensor) -> Tensor:
+        return torch.stack([F.avg_pool2d(one, 3, 1, 1) for one in x])
+
+    def a_volume(x: Tensor) -> Tensor:
+        return F.conv3d(x.unsqueeze(1), tall, padding=(1, 0, 1)).squeeze(1)
+
+    def in_groups(x: Tensor) -> Tensor:
+        return x.unflatten(1, (channels // 2, 2)).amax(2)
+
+    def of_all_cells(x: Tensor) -> Tensor:
+        return x.flatten(2).softmax(-1).view_as(x) * x
+
+    function = draw.choice([each_channel, each_row, each_half, tokens, one_by_one, a_volume, in_groups, of_all_cells])
+    return lambda values: function(values[i])
+
+
 def shuffled(value: Tensor) -> Tensor:
     """A channel shuffle of two groups."""
     return value.reshape(len(value), 2, -1, *value.shape[2:]).transpose(1, 2).flatten(1, 2)
@@ -221,6 +260,7 @@ KINDS: dict[str, tuple[int, Kind]] = {
                               lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"))),
     "summary": (1, one_value(lambda x: F.adaptive_avg_pool2d(x, 1), lambda x: F.adaptive_max_pool2d(x, (3, 2)),
                              lambda x: x + x.sum(2, keepdim=True), lambda x: x.mean(1, keepdim=True))),
+    "laid out otherwise": (1, laid_out_otherwise),
     "other": (1, one_value(lambda x: x.transpose(2, 3), torch.clone, summed_from_zero, lambda x: F.pixel_shuffle(x, 2),
                            lambda x: torch.stack([x, 2 * x], 2).flatten(1, 2),
                            lambda x: x.contiguous().view(len(x), x.shape[1], 1, -1))),
