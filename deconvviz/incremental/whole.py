@@ -32,10 +32,9 @@ def whole(clean: CleanPass, step: Step, takes_batch: TakesBatch, in_place: bool)
     """What computes a step on whole values; ``in_place`` as it was recorded, else in new memory."""
     shapes = clean.shapes(step)
     lacking = [not shape or shape[0] != 1 for shape in shapes]
-    ahead = [(1, *shape) for shape in shapes]
-    if all(lacking) and takes_batch in OF_TRAILING_AXES and takes_batch(step, ahead):
-        shapes, lacking = ahead, [False] * len(shapes)  # the windows' axis stands before what is there
-    if any(lacking) or not takes_batch(step, shapes):
+    ahead = all(lacking) and takes_batch in OF_TRAILING_AXES  # the windows' axis stands before what is there
+    shapes = [(1, *shape) for shape in shapes] if ahead else shapes
+    if (any(lacking) and not ahead) or not takes_batch(step, shapes):
         return _one_by_one(step, lacking)
     padding, rank = _kernel_padding(step), len(shapes[0])
     constants = [c for c in flatten([step.arguments, step.keywords]) if takes_batch is joined or c is target(step)]
