@@ -776,7 +776,7 @@ def test_a_thousand_calls_leave_no_trace():
         return hooks(model), live(), len(weakref.finalize._registry)
 
     tracemalloc.start()
-    for _ in range(100):  # until Python's free lists of tuples are full
+    for _ in range(300):  # until Python's free lists of tuples are full
         use()
     before, memory = left(), tracemalloc.get_traced_memory()[0]
     for _ in range(200):

@@ -55,7 +55,7 @@ class Capture(TorchFunctionMode, Places):
         self.tape = self._writer.tape
         self._model, self._layer, self.own = model, layer, own
         self.failed: tuple[Exception, str] | None = None
-        self.abandoned = False
+        self.abandoned = self._ended = False
 
     # ── entering and leaving ─────────────────────────────────────────────────────────────────────────
 
@@ -72,6 +72,8 @@ class Capture(TorchFunctionMode, Places):
                 _push_mode(mode)
         self.unhook()
         self._writer.memory.clear()
+        if self._ended:  # here, where what the tape asks of tensors is not watched
+            self._writer.finish()
 
     def begin(self, tensors: Sequence[Tensor], listed: bool = False) -> None:
         """Track the input tensors, before the mode is on: those that can be a batch; a number is a constant."""
@@ -82,8 +84,8 @@ class Capture(TorchFunctionMode, Places):
             self.tape.autocast = autocast_on(tensors[0].device.type)
 
     def finish(self) -> None:
-        """Note that the pass ran to its end."""
-        self._writer.finish()
+        """Note that the pass ran to its end: on leaving its tape is complete."""
+        self._ended = True
 
     def rejection(self, error: Exception) -> str | None:
         """What PyTorch rejected and what to give; ``None`` for want of memory and for the model's own errors."""
