@@ -477,6 +477,17 @@ def test_option(net, case):
         call(net)
 
 
+@pytest.mark.parametrize("layer", [lambda net: net.conv1, lambda net: "conv1"], ids=["module", "name"])
+def test_a_layer_given_as_to_the_classes_of_captum_that_take_one(net, layer):
+    with Told(InvalidInput, ValueError, "takes no layer", "give 'conv1' to project(", "NeuronDeconvnet"):
+        Deconvnet(net, layer(net))
+
+
+def test_a_layer_called_as_an_option_is_none():
+    net = nn.ModuleDict({"sum": nn.ReLU()})
+    assert Deconvnet(net, "sum").overlap == "sum"
+
+
 # ── targets and neurons ──────────────────────────────────────────────────────────────────────────────
 
 TARGETS = {

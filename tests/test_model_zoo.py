@@ -163,6 +163,7 @@ def test_published_weights_come_with_their_recipe(monkeypatch):
     [
         ("resnet81", None, "did you mean .*resnet18"),
         ("", None, "did you mean"),
+        ("nets/mine.py", None, "a file; expected nets/mine.py:factory"),
         (NAME, "IMAGENET1K_V7", "no file, nor torchvision's for squeezenet1_1 .*IMAGENET1K_V1"),
         (NAME, "absent/weights.pth", "no file, nor"),
     ],

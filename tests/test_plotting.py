@@ -70,6 +70,22 @@ def test_the_size_follows_from_the_cells():
     assert panel([[GREY] * 5] * 3).get_size_inches().tolist() == [10.0, 6.0]
 
 
+def test_long_rows_go_on_below_under_their_own_titles():
+    rows, scales = [[GREY] * 23, [GREY]], [[float(x + 1) for x in range(23)], [None]]
+    figure = panel(rows, [f"map {x}" for x in range(23)], ["one", "two"], scales)
+    lines = np.asarray(figure.axes).reshape(6, 10)
+    assert [axes.get_title() for axes in lines[2]] == ["map 20", "map 21", "map 22", *[""] * 7]
+    assert [axes.get_title() for axes in lines[4]] == [f"map {x}" for x in range(10, 20)]
+    assert [axes.get_ylabel() for axes in lines[:, 0]] == ["one", "", "", "two", "", ""]
+    assert [axes.get_xlabel() for axes in lines[2, :4]] == ["±2.1e+01", "±2.2e+01", "±2.3e+01", ""]
+    assert [[shown(axes) is not None for axes in line].count(True) for line in lines] == [10, 10, 3, 1, 0, 0]
+    assert [round(axes.get_position().y0, 3) for axes in lines[:, 0]] == pytest.approx(
+        np.linspace(0.842, 0.017, 6), abs=0.01
+    )
+    width, height = figure.get_size_inches()
+    assert 20 < width < 21 and 12 < height < 16
+
+
 def test_cells_are_of_one_size_and_keep_their_aspect(tmp_path):
     figure = panel([[GREY, np.repeat(GREY, 2, axis=1)], [GREY, None]], titles=["a", "b"], labels=["c", "d"])
     figure.draw_without_rendering()

@@ -92,6 +92,8 @@ def load_model(name: str, weights: str | None = None) -> LoadedModel:
             load_weights(model, Path(weights))
         return LoadedModel(model.eval(), Transform(), None, True)
     names = list_models()
+    if name.endswith(".py"):
+        raise InvalidInput(f"model {name!r} is a file; expected {name}:factory, with what makes the model in it")
     if name not in names:
         near = difflib.get_close_matches(name.lower(), names, n=4, cutoff=0.4) or names[:4]
         raise InvalidInput(

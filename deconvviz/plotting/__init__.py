@@ -24,6 +24,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
@@ -45,6 +46,8 @@ from deconvviz.images import (
 
 CELL_INCHES, GAP_INCHES, SCALE_INCHES, LINE_INCHES = 2.0, 0.08, 0.2, 0.16
 """A cell with the gap around it, and what a scale and a line of text add."""
+LONGEST = 10
+"""Cells beside each other; what is longer goes on below."""
 MAX_SIDE = 65_500
 """In pixels: of a JPEG; matplotlib draws a few more."""
 FIGURE_SUFFIXES = (*PICTURE_SUFFIXES, ".pdf", ".svg")
@@ -94,7 +97,8 @@ def panel(
     """Lay pictures out in a grid, each in a cell of the same size and in its own aspect.
 
     Args:
-        rows: pixels (H, W, 3), or ``None`` for an empty cell; short rows end in empty cells.
+        rows: pixels (H, W, 3), or ``None`` for an empty cell; short rows end in empty cells, and those of more than
+            ten cells go on below, under their own titles.
         titles: above the columns, one each.
         labels: left of the rows, one each.
         scales: for each row, what full contrast stands for in each of its cells, printed below it;
@@ -109,32 +113,34 @@ def panel(
     _check_length("titles", titles, columns, "columns")
     _check_length("labels", labels, len(rows), "rows")
     _check_length("scales", scales, len(rows), "rows")
-    titles, labels = list(map(wrapped, titles or [])), list(map(wrapped, labels or []))
-    row_inches = CELL_INCHES + (SCALE_INCHES if scales else 0)
-    left, top = _room(labels), _room(titles)
-    width, height = left + CELL_INCHES * columns, top + row_inches * len(rows)
-    figure = Figure(figsize=(width, height))
-    grid = np.empty((len(rows), columns), dtype=object)
-    for y, x in np.ndindex(grid.shape):  # placed by hand: a layout engine takes minutes over hundreds of rows
-        x0 = left + CELL_INCHES * x + GAP_INCHES / 2
-        y0 = height - top - row_inches * y - CELL_INCHES + GAP_INCHES / 2
-        side = CELL_INCHES - GAP_INCHES
-        grid[y, x] = figure.add_axes((x0 / width, y0 / height, side / width, side / height))
-        grid[y, x].set(xticks=[], yticks=[], frame_on=False)
-    for axes, title in zip(grid[0], titles, strict=False):
-        axes.set_title(title, fontsize=9, parse_math=False)
-    for axes, label in zip(grid[:, 0], labels, strict=False):
-        axes.set_ylabel(label, fontsize=9, parse_math=False)
     for y, row in enumerate(rows):
+        if scales:
+            _check_length(f"scales[{y}]", scales[y], len(row), f"cells of rows[{y}]")
         for x, pixels in enumerate(row):
             if pixels is not None:
                 check_pixels(pixels, f"rows[{y}][{x}]")
-                grid[y, x].imshow(pixels, interpolation="antialiased")
-    for y, row_scales in enumerate(scales or []):
-        _check_length(f"scales[{y}]", row_scales, len(rows[y]), f"cells of rows[{y}]")
-        for axes, scale in zip(grid[y], row_scales, strict=False):
+    titles, labels = list(map(wrapped, titles or [])), list(map(wrapped, labels or []))
+    left, top = _room(labels), _room(titles)
+    across, spans = min(columns, LONGEST), [slice(first, first + LONGEST) for first in range(0, columns, LONGEST)]
+    lines = [(y, span) for y in range(len(rows)) for span in spans]
+    tops = [top if i == 0 or len(spans) > 1 else 0.0 for i in range(len(lines))]
+    below = CELL_INCHES + (SCALE_INCHES if scales else 0)
+    width, height = left + CELL_INCHES * across, sum(tops) + below * len(lines)
+    figure, y1 = Figure(figsize=(width, height)), height
+    for i, (y, span) in enumerate(lines):
+        row, y1 = rows[y][span], y1 - tops[i]
+        cells = [_cell(figure, left + CELL_INCHES * x, y1 - CELL_INCHES) for x in range(across)]
+        for axes, title in zip(cells, titles[span] if tops[i] else [], strict=False):
+            axes.set_title(title, fontsize=9, parse_math=False)
+        if labels and span.start == 0:
+            cells[0].set_ylabel(labels[y], fontsize=9, parse_math=False)
+        for axes, pixels in zip(cells, row, strict=False):
+            if pixels is not None:
+                axes.imshow(pixels, interpolation="antialiased")
+        for axes, scale in zip(cells, scales[y][span] if scales else [], strict=False):
             if scale is not None:
                 axes.set_xlabel(f"±{scale:.1e}" if scale else "all zero", fontsize=7)
+        y1 -= below
     return figure
 
 
@@ -181,6 +187,18 @@ def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: float = 100) 
 def wrapped(text: str, inches: float = CELL_INCHES, points: float = 9) -> str:
     """A text in lines of so many inches; what a file's name holds beside text becomes "?"."""
     return textwrap.fill(text.encode(errors="replace").decode(), max(int(inches / points / 0.0085), 1))
+
+
+def _cell(figure: Figure, x: float, y: float) -> Axes:
+    """An empty cell whose lower left corner is so many inches from a figure's.
+
+    Placed by hand: a layout engine takes minutes over hundreds of rows.
+    """
+    (width, height), side = figure.get_size_inches(), CELL_INCHES - GAP_INCHES
+    corner = (x + GAP_INCHES / 2) / width, (y + GAP_INCHES / 2) / height
+    axes = figure.add_axes((*corner, side / width, side / height))
+    axes.set(xticks=[], yticks=[], frame_on=False)
+    return axes
 
 
 def _check_length(name: str, given: Sequence[object] | None, expected: int, of: str) -> None:
