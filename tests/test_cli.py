@@ -111,6 +111,24 @@ def test_several_pictures_and_maps_make_a_panel(folder, capsys):
     assert is_alive(out)
 
 
+def test_of_small_signals_the_part_is_drawn_and_framed_in_the_picture(folder, monkeypatch):
+    figures = []
+    monkeypatch.setattr(commands, "save_figure", lambda figure, path: figures.append(figure))
+    place = ["--position", "5,7", "--out", "maps.png"]
+    assert run("project", "a.png", "b.jpg", *TINY, "--layer", 0, "--fmap", 2, 3, *place) == 0
+    picture, *cells = figures[0].axes[:3]
+    assert [axes.images[0].get_array().shape[:2] for axes in (picture, *cells)] == [(32, 32), (7, 7), (7, 7)]
+    assert [text.get_text() for text in picture.texts] == ["2", "3"]
+    assert [(patch.get_xy(), patch.get_width(), patch.get_height()) for patch in picture.patches] == [
+        ((4.5, 2.5), 7, 7)
+    ] * 2  # 3 x 3 pixels from column 7, row 5, and two around them
+    assert len(figures[0].axes[3].patches) == 2 and not any(axes.patches for axes in cells)
+
+    assert run("project", "a.png", "b.jpg", *TINY, "--layer", 0, "--fmap", 2, 3, "--position", "all", *place[2:]) == 0
+    assert [axes.images[0].get_array().shape[:2] for axes in figures[1].axes] == [(32, 32)] * 6
+    assert not any(axes.patches for axes in figures[1].axes)
+
+
 def test_one_map_can_be_drawn_too():
     assert run("project", "a.png", *TINY, "--layer", 3, "--fmap", 0, "--out", "map.pdf") == 0
     assert Path("map.pdf").read_bytes().startswith(b"%PDF")

@@ -143,6 +143,7 @@ def test_a_huge_figure_gets_fewer_pixels(tmp_path, monkeypatch):
         ([[GREY, GREY]], {"labels": ["a", "b"]}, "labels has 2 entries, expected 1"),
         ([[GREY], [GREY]], {"scales": [[1.0]]}, "scales has 1 entries, expected 2"),
         ([[GREY], [GREY]], {"scales": [[1.0], []]}, r"scales\[1\] has 0 entries, expected 1"),
+        ([[GREY], [GREY]], {"frames": [[]]}, "frames has 1 entries, expected 2"),
         ([[GREY, GREY / 255]], {}, r"rows\[0\]\[1\] is a ndarray of float64 \(8, 8, 3\), expected uint8"),
         ([[torch.zeros(3, 8, 8)]], {}, r"rows\[0\]\[0\] is a Tensor"),
     ],

@@ -21,6 +21,7 @@ from deconvviz.diagnostics import diagnose
 from deconvviz.errors import DeconvvizError, InvalidInput, OperationFailed
 from deconvviz.images import (
     PICTURE_SUFFIXES,
+    crop_to_signal,
     display_scale,
     displayable,
     load_picture,
@@ -29,7 +30,7 @@ from deconvviz.images import (
 )
 from deconvviz.layers import address
 from deconvviz.models.zoo import LoadedModel, load_model
-from deconvviz.plotting import comparison_panel, panel, save_figure
+from deconvviz.plotting import Box, comparison_panel, panel, save_figure
 from deconvviz.tape import Tape
 
 CLIP_FRAMES = 16
@@ -63,8 +64,8 @@ def project(arguments: argparse.Namespace) -> int:
 
 
 def _draw_projections(arguments: argparse.Namespace, loaded: LoadedModel, inputs: Sequence[Tensor]) -> None:
-    """Write one map of one picture as pixels, more as a panel with a row for each picture."""
-    rows, scales, labels = [], [], []
+    """Write one map of one picture as pixels; more as a panel with a row for each picture, of small ones the part."""
+    rows, scales, labels, frames = [], [], [], []
     for path, image in zip(arguments.images, inputs, strict=True):
         with _recorded(loaded, image, arguments) as deconv:
             maps = _maps(deconv, arguments)
@@ -74,15 +75,27 @@ def _draw_projections(arguments: argparse.Namespace, loaded: LoadedModel, inputs
                 layer = arguments.layer or "the model"
                 why = "it is silent, or rectifiers on the way back stop its signal"
                 say(f"warning: nothing of map {fmap} of {layer} comes back to the pixels of {path} ({why}): plain grey")
-        rows.append([_pixels(image, loaded), *map(displayable, pixels)])
+        boxes = list(map(_part, pixels))
+        rows.append([_pixels(image, loaded), *map(displayable, map(_cut, pixels, boxes))])
         scales.append([None, *map(display_scale, pixels)])
+        frames.append([(box, str(m)) for box, m in zip(boxes, maps, strict=True) if box is not None])
         found = [f": map {m}" for m, asked in zip(maps, arguments.fmap, strict=True) if asked == "strongest"]
         labels.append(path.name + "".join(found[:1]))
     if len(rows) == len(arguments.fmap) == 1 and arguments.out.suffix.lower() in PICTURE_SUFFIXES:
-        save_picture(rows[0][1], arguments.out)
+        save_picture(displayable(pixels[0]), arguments.out)
     else:
         titles = [f"{arguments.layer} {'' if m == 'strongest' else 'map '}{m}" for m in arguments.fmap]
-        save_figure(panel(rows, ["picture", *titles], labels, scales), arguments.out)
+        save_figure(panel(rows, ["picture", *titles], labels, scales, frames), arguments.out)
+
+
+def _part(projection: Tensor) -> Box | None:
+    """Where the signal of a projection (C, H, W) is, if that is less than half of its sides."""
+    y0, y1, x0, x1 = box = crop_to_signal(projection, margin=2)
+    return box if 2 * (y1 - y0) < projection.shape[1] and 2 * (x1 - x0) < projection.shape[2] else None
+
+
+def _cut(projection: Tensor, box: Box | None) -> Tensor:
+    return projection if box is None else projection[:, box[0] : box[1], box[2] : box[3]]
 
 
 def _draw_comparisons(arguments: argparse.Namespace, loaded: LoadedModel, inputs: Sequence[Tensor]) -> None:

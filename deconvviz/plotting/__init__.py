@@ -51,6 +51,7 @@ LONGEST = 10
 MAX_SIDE = 65_500
 """In pixels: of a JPEG; matplotlib draws a few more."""
 FIGURE_SUFFIXES = (*PICTURE_SUFFIXES, ".pdf", ".svg")
+Box = tuple[int, int, int, int]
 # The columns of a comparison panel: its title and the attribute of ``Comparison`` below it.
 METHODS = {
     "deconvnet": "deconvnet",
@@ -93,6 +94,7 @@ def panel(
     titles: Sequence[str] | None = None,
     labels: Sequence[str] | None = None,
     scales: Sequence[Sequence[float | None]] | None = None,
+    frames: Sequence[Sequence[tuple[Box, str]]] | None = None,
 ) -> Figure:
     """Lay pictures out in a grid, each in a cell of the same size and in its own aspect.
 
@@ -103,9 +105,11 @@ def panel(
         labels: left of the rows, one each.
         scales: for each row, what full contrast stands for in each of its cells, printed below it;
             ``None`` prints nothing.
+        frames: for each row, the parts ``(y0, y1, x0, x1)`` of its first picture to frame, in pixels, ends excluded,
+            and their names.
 
     Raises:
-        InvalidInput: no cell, other pixels, or more or fewer titles, labels or scales than cells.
+        InvalidInput: no cell, other pixels, or more or fewer titles, labels, scales or frames than cells.
     """
     columns = max((len(row) for row in rows), default=0)
     if not columns:
@@ -113,6 +117,7 @@ def panel(
     _check_length("titles", titles, columns, "columns")
     _check_length("labels", labels, len(rows), "rows")
     _check_length("scales", scales, len(rows), "rows")
+    _check_length("frames", frames, len(rows), "rows")
     for y, row in enumerate(rows):
         if scales:
             _check_length(f"scales[{y}]", scales[y], len(row), f"cells of rows[{y}]")
@@ -134,6 +139,8 @@ def panel(
             axes.set_title(title, fontsize=9, parse_math=False)
         if labels and span.start == 0:
             cells[0].set_ylabel(labels[y], fontsize=9, parse_math=False)
+        for box, name in frames[y] if frames and span.start == 0 else []:
+            _frame(cells[0], box, name)
         for axes, pixels in zip(cells, row, strict=False):
             if pixels is not None:
                 axes.imshow(pixels, interpolation="antialiased")
@@ -156,7 +163,7 @@ def comparison_panel(
     normalised with. Raises ``InvalidInput`` as :func:`panel`, :func:`~deconvviz.images.displayable` and
     :func:`~deconvviz.images.to_pixels` do.
     """
-    rows, labels, scales, boxes = [], [], [], []
+    rows, labels, scales, frames = [], [], [], []
     for comparison in comparisons:
         maps = [getattr(comparison, attribute) for attribute in METHODS.values()]
         reached = torch.stack([(signal != 0).any(0) for signal in maps]).any(0, keepdim=True)
@@ -165,10 +172,9 @@ def comparison_panel(
         rows.append([image, image[y0:y1, x0:x1], *map(displayable, parts)])
         labels.append(comparison.label)
         scales.append([None, None, *map(display_scale, parts)])
-        boxes.append(box)
-    figure = panel(rows, ["image", "what the unit sees", *METHODS], labels, scales)
-    for axes, (y0, y1, x0, x1) in zip(figure.axes[:: 2 + len(METHODS)], boxes, strict=True):
-        axes.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor="cyan"))
+        frames.append([(box, "")])
+    figure = panel(rows, ["image", "what the unit sees", *METHODS], labels, scales, frames)
+    for axes in figure.axes[:: 2 + len(METHODS)]:
         axes.set_xlabel("scales: for a signal of 1", fontsize=7)
     return figure
 
@@ -199,6 +205,12 @@ def _cell(figure: Figure, x: float, y: float) -> Axes:
     axes = figure.add_axes((*corner, side / width, side / height))
     axes.set(xticks=[], yticks=[], frame_on=False)
     return axes
+
+
+def _frame(axes: Axes, box: Box, name: str) -> None:
+    y0, y1, x0, x1 = box
+    axes.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor="cyan"))
+    axes.text(x0, y0, name, color="cyan", fontsize=6, va="bottom", parse_math=False, clip_on=True)
 
 
 def _check_length(name: str, given: Sequence[object] | None, expected: int, of: str) -> None:
