@@ -17,6 +17,7 @@ from trained_like import as_if_trained, pictures, trained_like
 
 from deconvviz.errors import UnsupportedModel
 from deconvviz.incremental import Plan, alike
+from deconvviz.incremental import clean as clean_module
 from deconvviz.incremental import whole as whole_steps
 from deconvviz.incremental.group import GROUP, Group
 from deconvviz.occlusion.clean_passes import clean_passes
@@ -808,3 +809,40 @@ def test_windows_that_change_as_much_are_computed_together():
     assert costs == sorted(costs)
     found = plan.run(torch.zeros(len(order), 4, *size, dtype=torch.float64)).whole(output)
     assert (found - whole(model, images, size, firsts[:, order])).abs().max() < 1e-12
+
+
+# ── several images ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_passes_of_several_images_share_what_is_made_ready(monkeypatch):
+    """Prepared weights take several times a model's memory: once, not once an image."""
+    made = []
+    for name in ("filtering", "product"):
+        make = getattr(clean_module, name)
+        monkeypatch.setattr(clean_module, name, lambda *a, make=make: made.append(make) or make(*a))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)).eval()
+    images = torch.randn(3, 3, 8, 8).double()
+    windows = Windows.sliding((3, 8, 8), (3, 3, 3), (3, 2, 2))
+    passes, (output,), _ = clean_passes(model.double(), images)
+    for clean, image in zip(passes, images, strict=True):
+        patches = windows.patches(image, torch.zeros(()), np.arange(len(windows)))
+        found = Plan(clean, windows.firsts, windows.size).run(patches).whole(output)
+        covered = windows.cover(image[None], torch.zeros(()), np.arange(len(windows)))
+        torch.testing.assert_close(found, model(covered))
+    assert len(made) == 2
+
+
+class Alternating(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return (x.relu() if self.calls % 2 else x.neg()).mean((2, 3))
+
+
+def test_passes_that_take_different_courses_are_refused():
+    with pytest.raises(UnsupportedModel, match="another course for another image"):
+        clean_passes(Alternating(), torch.randn(2, 3, 8, 8).double())
+    assert len(clean_passes(Alternating(), torch.randn(1, 3, 8, 8).double())[0]) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,12 @@ class CleanPass:
         self._values: dict[object, CleanValue] = {}
         self._kernels: dict[int, Kernel] = {}
         self._wholes: dict[tuple[int, bool], Callable[[Batch], Any]] = {}
+
+    def of(self, image: Tensor) -> CleanPass:
+        """The pass of another image, (1, C, *S), by the same steps; what was made ready for them is shared."""
+        other = copy.copy(self)
+        other.contents, other._values = self._run(image), {}
+        return other
 
     def shape(self, value: int | None) -> tuple[int, ...]:
         """A value's shape."""

@@ -54,6 +54,7 @@ def clean_passes(
     passes: list[CleanPass] = []
     outputs: list[Tensor] = []
     found: tuple[int, ...] = ()
+    course: list[Any] = []
     for image in images:
         tape, output = watch(model, (image[None],), additional)
         output = one_tensor(output)
@@ -63,16 +64,17 @@ def clean_passes(
         wanted = [value for value in tape.calls[-1].outputs if value is not None]
         if layer is not None:
             wanted.append(only_output(find_call(tape, *locate(model, layer))))
-        if found not in ((), tuple(wanted)):
+        taken = [(step.operation, step.inputs, step.outputs) for step in tape.steps]
+        if passes and (found, course) != (tuple(wanted), taken):
             raise UnsupportedModel("the pass takes another course for another image")
-        found = tuple(wanted)
+        found, course = tuple(wanted), taken
         size = len(images) * sum(value.shape.numel() * value.dtype.itemsize for value in tape.values)
         if not passes and how_many_fit(size, images.device.type) < 1:
             raise UnsupportedModel(
                 f"the passes of {len(images)} images hold {size / 1e9:.1f} GB, more than half of the memory that is "
                 "left: give fewer images a call"
             )
-        passes.append(CleanPass(tape, wanted, read(output)))
+        passes.append(passes[0].of(tape.tensors[0]) if passes else CleanPass(tape, wanted, read(output)))
         outputs.append(output)
     return passes, found, torch.cat(outputs)
 
