@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -249,7 +249,7 @@ class OcclusionSensitivity(PerturbationAttribution):
         contents = [p.with_all_channels(output, p.contents[output]) for p in passes]
         reference = model.select(torch.cat(contents), 1).reshape(1, -1)
 
-        def changes(outcomes: Sequence[Outcome], count: int) -> Rows:
+        def changes(outcomes: Iterable[Outcome], count: int) -> Rows:
             """The model's own clean outputs, and what the windows change: nothing is exactly nothing."""
             wholes = [p.with_all_channels(output, o.whole(output)) for p, o in zip(passes, outcomes, strict=True)]
             outputs = torch.stack(wholes, 1).flatten(0, 1)

@@ -36,13 +36,13 @@ def clean_passes(
         read: which channels of an output (1, C, ...) are asked for, ``None`` for all.
 
     Returns:
-        The passes; the values of the model's output and, if asked for, of the layer's; and the model's own outputs
-        (N, ...).
+        The passes, as outlines those for which there is no place in the memory; the values of the model's output and,
+        if asked for, of the layer's; and the model's own outputs (N, ...).
 
     Raises:
         UnsupportedModel: only whole passes give the right numbers: it is no module; or the pass depends on what the
             image holds other than by operations (``if x.any()``), on the other images (batch norm in train mode)
-            or on chance, or can't be seen. Or what the passes hold has no place in the memory.
+            or on chance, or can't be seen. Or what the pass of one image holds has no place in the memory.
     """
     if not isinstance(function, nn.Module):
         raise UnsupportedModel(f"a {type(function).__name__} is no module, so its operations are not computed in part")
@@ -68,13 +68,16 @@ def clean_passes(
         if passes and (found, course) != (tuple(wanted), taken):
             raise UnsupportedModel("the pass takes another course for another image")
         found, course = tuple(wanted), taken
-        size = len(images) * sum(value.shape.numel() * value.dtype.itemsize for value in tape.values)
-        if not passes and how_many_fit(size, images.device.type) < 1:
-            raise UnsupportedModel(
-                f"the passes of {len(images)} images hold {size / 1e9:.1f} GB, more than half of the memory that is "
-                "left: give fewer images a call"
-            )
-        passes.append(passes[0].of(tape.tensors[0]) if passes else CleanPass(tape, wanted, read(output)))
+        if not passes:
+            size = sum(value.shape.numel() * value.dtype.itemsize for value in tape.values)
+            fit = how_many_fit(size, images.device.type)
+            if fit < 1:
+                raise UnsupportedModel(
+                    f"the pass of an image holds {size / 1e9:.1f} GB, more than half of the memory that is left"
+                )
+        clean = passes[0].of(tape.tensors[0]) if passes else CleanPass(tape, wanted, read(output))
+        held = not passes or len(passes) + 2 <= fit  # and room for one that is computed again
+        passes.append(clean if held else clean.outline())
         outputs.append(output)
     return passes, found, torch.cat(outputs)
 

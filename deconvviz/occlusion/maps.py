@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -283,10 +283,10 @@ class _Maps:
             return None
         passes, (output, value), _ = self._passes
 
-        def finish(outcomes: Sequence[Outcome], count: int) -> Rows:
-            outputs = torch.stack([outcome.whole(output) for outcome in outcomes], 1).flatten(0, 1)
-            activations = [outcome.total(value, int(m)) for outcome, m in zip(outcomes, self.fmaps, strict=True)]
-            return self._scores(torch.stack(activations, 1), outputs, count)
+        def finish(outcomes: Iterable[Outcome], count: int) -> Rows:
+            found = [(o.whole(output), o.total(value, int(m))) for o, m in zip(outcomes, self.fmaps, strict=True)]
+            outputs, activations = (torch.stack(tensors, 1) for tensors in zip(*found, strict=True))
+            return self._scores(activations, outputs.flatten(0, 1), count)
 
         return IncrementalEngine(passes, images, windows, fill, finish)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -97,12 +97,12 @@ class IncrementalEngine:
         images: Tensor,
         windows: Windows,
         fill: Tensor,
-        finish: Callable[[Sequence[Outcome], int], Rows],
+        finish: Callable[[Iterable[Outcome], int], Rows],
     ) -> None:
         self._passes, self._images, self._windows = tuple(passes), images, windows
         self._fill, self._finish = fill.expand(images.shape), finish
         self._labels, self._order = np.zeros(len(windows), np.int64), np.zeros(0, np.int64)
-        self.work, self.memory = 0.0, float(sum(clean.peak for clean in passes))
+        self.work, self.memory = 0.0, float(passes[0].peak)  # one image after the other
 
     def arranged(self, order: Chosen) -> tuple[Chosen, Chosen]:
         """Windows so that those that are computed together follow each other; and where each such group begins."""
@@ -122,12 +122,14 @@ class IncrementalEngine:
 
     def evaluate(self, chosen: Chosen) -> Rows:
         """See :class:`Engine`."""
-        outcomes = []
+        return self._finish(self._outcomes(chosen), len(chosen))
+
+    def _outcomes(self, chosen: Chosen) -> Iterator[Outcome]:
+        """Of each image; whoever takes them keeps none, as each holds its image's pass."""
         for clean, image, fill in zip(self._passes, self._images, self._fill, strict=True):
-            plan = self._plan(clean, chosen)
+            plan = self._plan(clean.complete(), chosen)
             self.work = float(plan.cost)
-            outcomes.append(plan.run(self._windows.patches(image, fill, chosen)))
-        return self._finish(outcomes, len(chosen))
+            yield plan.run(self._windows.patches(image, fill, chosen))
 
     @property
     def rounding(self) -> float:
