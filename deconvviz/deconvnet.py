@@ -62,10 +62,10 @@ class Deconvnet(Attribution):
     def __init__(self, model: nn.Module, overlap: str = "sum", on_unsupported: str = "raise") -> None:
         self.model = require_module(model)
         Attribution.__init__(self, model)
-        named = [name for name, module in self.model.named_modules() if overlap is module or overlap == name]
-        if named and overlap not in OVERLAPS:  # as captum's classes of layers are built
+        layers = [name for name, module in self.model.named_modules() if overlap is module or overlap == name]
+        if layers and overlap not in OVERLAPS:  # as captum's classes of layers are built
             raise InvalidInput(
-                f"a Deconvnet takes no layer: give {named[0]!r} to project(layer, fmap), or take "
+                f"a Deconvnet takes no layer: give {layers[0]!r} to project(layer, fmap), or take "
                 "NeuronDeconvnet(model, layer)"
             )
         require("overlap", overlap, OVERLAPS)

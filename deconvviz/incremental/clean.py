@@ -55,15 +55,15 @@ class CleanPass:
         return other
 
     def outline(self) -> CleanPass:
-        """The same without what it takes to compute it again but the image: the wanted values alone."""
+        """The same with the image and the wanted values alone."""
         other = copy.copy(self)
         other.contents, other._values = {v: self.contents[v] for v in (self.input, *self.wanted)}, {}
         return other
 
     def complete(self) -> CleanPass:
-        """The same with all values, computed again where it is an outline."""
-        known = {v for step in self.steps for v in step.outputs if v is not None} <= self.contents.keys()
-        return self if known else self.of(self.contents[self.input])
+        """The same with every value: of an outline they are computed again."""
+        values = {value for step in self.steps for value in step.outputs if value is not None}
+        return self if values <= self.contents.keys() else self.of(self.contents[self.input])
 
     def shape(self, value: int | None) -> tuple[int, ...]:
         """A value's shape."""

@@ -36,8 +36,8 @@ def clean_passes(
         read: which channels of an output (1, C, ...) are asked for, ``None`` for all.
 
     Returns:
-        The passes, as outlines those for which there is no place in the memory; the values of the model's output and,
-        if asked for, of the layer's; and the model's own outputs (N, ...).
+        The passes, outlines of those that have no place in the memory; the values of the model's output and, if asked
+        for, of the layer's; and the model's own outputs (N, ...).
 
     Raises:
         UnsupportedModel: only whole passes give the right numbers: it is no module; or the pass depends on what the
