@@ -53,8 +53,7 @@ def clean_passes(
         raise UnsupportedModel("an additional argument is a tensor, which may belong to one image")
     passes: list[CleanPass] = []
     outputs: list[Tensor] = []
-    found: tuple[int, ...] = ()
-    course: list[Any] = []
+    course: tuple[Any, ...] = ()
     for image in images:
         tape, output = watch(model, (image[None],), additional)
         output = one_tensor(output)
@@ -64,10 +63,10 @@ def clean_passes(
         wanted = [value for value in tape.calls[-1].outputs if value is not None]
         if layer is not None:
             wanted.append(only_output(find_call(tape, *locate(model, layer))))
-        taken = [(step.operation, step.inputs, step.outputs) for step in tape.steps]
-        if passes and (found, course) != (tuple(wanted), taken):
+        taken = tuple(wanted), [(step.operation, step.inputs, step.outputs) for step in tape.steps]
+        if course not in ((), taken):
             raise UnsupportedModel("the pass takes another course for another image")
-        found, course = tuple(wanted), taken
+        course = taken
         if not passes:
             size = sum(value.shape.numel() * value.dtype.itemsize for value in tape.values)
             fit = how_many_fit(size, images.device.type)
@@ -79,7 +78,7 @@ def clean_passes(
         held = not passes or len(passes) + 2 <= fit  # and room for one that is computed again
         passes.append(clean if held else clean.outline())
         outputs.append(output)
-    return passes, found, torch.cat(outputs)
+    return passes, course[0], torch.cat(outputs)
 
 
 def if_possible(engine: str, make: Callable[[], Result]) -> Result | None:
