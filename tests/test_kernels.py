@@ -104,6 +104,27 @@ def test_single_precision(monkeypatch, packs, channels, taps, stride, dilation, 
         torch.testing.assert_close(product(matrix, b)(rows), F.linear(rows, matrix, b), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("precise", [True, False])
+def test_products_in_half_precision(monkeypatch, precise):
+    """Where a processor multiplies matrices coarsely if asked to, filters stay as exact as the model's own."""
+    boxes = numbers(32, 64, 14, 14, dtype=torch.float32)
+    weight = numbers(256, 64, 3, 3, dtype=torch.float32, seed=1)
+    exact = F.conv2d(boxes.double(), weight.double())
+    if not precise:
+        monkeypatch.setattr(kernels, "_products_are_precise", lambda dtype: False)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        kernel = filtering(weight, None, (1, 1), (1, 1), 1)
+        found = kernel(boxes)
+        coarse = (
+            boxes[0, :, 0].T @ weight[:64, :, 0, 0] - boxes[0, :, 0].T.double() @ weight[:64, :, 0, 0].double()
+        ).abs()
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert isinstance(kernel, Winograd) == (precise and coarse.max() < 1e-3)
+    assert (found.double() - exact).abs().max() <= 5e-6 * exact.abs().max()
+
+
 def test_packing_is_tried_before_it_is_used():
     """Whatever the build, the answer says whether the operations give what the public ones give."""
     kernels._packing_works.cache_clear()

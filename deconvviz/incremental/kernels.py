@@ -34,8 +34,19 @@ def filtering(
         return convolve(boxes, weight, bias, stride, padding, dilation, groups)
 
     fits = Winograd.can(weight.shape[2:]) and groups == 1 and {*stride, *dilation} == {1}
-    precise = autocast is None and weight.dtype in (torch.float32, torch.float64)  # its sums round in that type
-    return Winograd(weight, bias, direct) if fits and precise and weight.device.type == "cpu" else direct
+    if fits and weight.device.type == "cpu" and autocast is None and _products_are_precise(weight.dtype):
+        return Winograd(weight, bias, direct)
+    return direct
+
+
+def _products_are_precise(dtype: torch.dtype) -> bool:
+    """Whether matrices of a type are multiplied in it; after ``set_float32_matmul_precision("medium")`` they may not
+    be, while filters are."""
+    if dtype not in (torch.float32, torch.float64):
+        return False
+    matrix = torch.arange(32 * 32, dtype=dtype, device="cpu").view(32, 32).cos()
+    exact = matrix.double() @ matrix.double()
+    return torch.allclose((matrix @ matrix).double(), exact, rtol=0, atol=1e-5)
 
 
 def product(weight: Tensor, bias: Tensor | None = None, autocast: torch.dtype | None = None) -> Kernel:
