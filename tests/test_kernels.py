@@ -125,6 +125,21 @@ def test_products_in_half_precision(monkeypatch, precise):
     assert (found.double() - exact).abs().max() <= 5e-6 * exact.abs().max()
 
 
+def test_products_are_tried_before_they_are_relied_on(monkeypatch):
+    """Also where the processor has no coarse products: here they are rounded as bfloat16 rounds."""
+    assert kernels._products_are_precise(torch.float32) and kernels._products_are_precise(torch.float64)
+    assert not kernels._products_are_precise(torch.bfloat16)
+    multiply = torch.Tensor.__matmul__
+
+    def coarse(left, right):
+        operands = (t.bfloat16().float() if t.dtype == torch.float32 else t for t in (left, right))
+        return multiply(*operands)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", coarse)
+    assert not kernels._products_are_precise(torch.float32)
+    assert kernels._products_are_precise(torch.float64)
+
+
 def test_packing_is_tried_before_it_is_used():
     """Whatever the build, the answer says whether the operations give what the public ones give."""
     kernels._packing_works.cache_clear()
